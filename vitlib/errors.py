@@ -1,0 +1,9 @@
+"""The one exception that a user is meant to see."""
+
+
+class UserError(Exception):
+    """Bad input or an unusable machine, told in one clear Chinese sentence.
+
+    The message says what is wrong, where, and what to do. The command line prints it
+    without a stack trace and exits with status 2; a notebook shows it as the cell's error.
+    """
