@@ -1,0 +1,212 @@
+"""Batched augmentation on the device: every image gets its own random draw.
+
+All draws of an epoch come from one table that depends on (seed, epoch) alone, with the same
+columns whether or not a switch is on: turning one switch off leaves the others' draws as they
+were, a resumed run repeats them, and CPU and GPU see the same pictures.
+
+Letters: B images of a batch, C channels, H height, W width, K classes.
+"""
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitlib.errors import UserError
+from vitlib.rng import derive, generator
+
+COLUMNS = (
+    "flip", "shift_y", "shift_x", "area", "aspect", "box_y", "box_x", "brightness", "contrast", "saturation",
+    "erase", "erase_area", "erase_aspect", "erase_y", "erase_x",
+)  # fmt: skip
+_SPARE = 24 - len(COLUMNS)  # drawn and unused, so that a later switch changes no earlier draw
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's and torchvision's greyscale
+
+
+@dataclass(frozen=True, init=False)
+class Augment:
+    """The switches of augmentation; all are off by default.
+
+    flip: mirror left-right with probability 1/2.
+    crop: zero-pad by this many pixels, then cut a random window of the original size.
+    resized_crop: (smallest area, largest area, smallest aspect, largest aspect) of a random box
+        that is resized bilinearly to the full size (torchvision's RandomResizedCrop; a box that would
+        leave the picture is cut to it instead of being drawn again).
+    jitter: brightness, contrast and saturation are each scaled by U(1 - jitter, 1 + jitter), in this order.
+    erase: probability of replacing a random box (area 2-33 %, aspect 0.3-3.3) by the mean grey
+        (Zhong et al., "Random Erasing", AAAI 2020, with a constant fill).
+    mixup, cutmix: Beta parameters of Zhang et al. (ICLR 2018) and Yun et al. (ICCV 2019); with both
+        on, each batch takes one of the two with probability 1/2.
+    mix_until: fraction of the epochs after which mixing is switched off.
+    """
+
+    flip: bool = False
+    crop: int = 0
+    resized_crop: tuple[float, float, float, float] | None = None
+    jitter: float = 0.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_until: float = 1.0
+
+    def __init__(self, **switches: Any) -> None:
+        known = {item.name: item.default for item in fields(self)}
+        for name in switches:
+            if name not in known:
+                near = difflib.get_close_matches(name, list(known), n=1)
+                hint = f"是不是想写 {near[0]}？" if near else ""
+                raise UserError(f"没有叫 {name} 的数据增强。{hint}可用的开关：{'、'.join(known)}。")
+        for name, default in known.items():
+            value = switches.get(name, default)
+            object.__setattr__(self, name, tuple(map(float, value)) if isinstance(value, list | tuple) else value)
+
+    def switches(self) -> dict[str, Any]:
+        """Return the switches that differ from their default, JSON-able."""
+        out = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else type(default)(value) if default is not None else value
+            for (name, value), default in zip(out.items(), (f.default for f in fields(self)), strict=True)
+            if value != default
+        }
+
+
+class EpochDraws:
+    """The random numbers of one epoch: a permutation, a row per image and a mixing plan per step."""
+
+    def __init__(self, seed: int, epoch: int, images: int, steps: int, device: torch.device) -> None:
+        source = generator(seed, "epoch", epoch)
+        self.order = torch.randperm(images, generator=source).to(device)
+        self.table = torch.rand(images, len(COLUMNS) + _SPARE, generator=source).to(device)
+        self.mixing = np.random.default_rng(derive(seed, "mix", epoch))
+        self._mix_seeds = self.mixing.integers(0, 2**62, size=steps)
+
+    def rows(self, where: Tensor) -> dict[str, Tensor]:
+        """Return the uniform draws in [0, 1) of the images ``where`` (B,), one (B,) tensor a column."""
+        rows = self.table[where]
+        return {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+
+    def mix(self, step: int) -> np.random.Generator:
+        """Return the generator that decides how the batch of this step (0-based in the epoch) is mixed."""
+        return np.random.default_rng(self._mix_seeds[step])
+
+
+def to_float(images: Tensor, normalize: str) -> Tensor:
+    """Turn uint8 (B, C, H, W) into float32 in [-1, 1] (``half``: mean and deviation 0.5) or [0, 1] (``none``)."""
+    pixels = images.float()
+    return pixels.mul_(2 / 255).sub_(1) if normalize == "half" else pixels.mul_(1 / 255)
+
+
+def augment(images: Tensor, draws: dict[str, Tensor], switches: Augment, normalize: str) -> Tensor:
+    """Augment a batch.
+
+    images: uint8 (B, C, H, W); draws: :meth:`EpochDraws.rows` of the same images.
+    Returns float32 (B, C, H, W) in the range of :func:`to_float`.
+    """
+    if switches.crop or (switches.flip and not switches.resized_crop):
+        images = shift_and_flip(images, draws, switches.crop, switches.flip)
+    pixels = to_float(images, "none")
+    if switches.resized_crop:
+        flip = switches.flip and not switches.crop  # a crop has flipped already
+        pixels = resized_crop(pixels, draws, switches.resized_crop, flip)
+    if switches.jitter:
+        pixels = jitter(pixels, draws, switches.jitter)
+    if switches.erase:
+        pixels = erase(pixels, draws, switches.erase)
+    return pixels.mul_(2).sub_(1) if normalize == "half" else pixels
+
+
+def shift_and_flip(images: Tensor, draws: dict[str, Tensor], pad: int, flip: bool) -> Tensor:
+    """Zero-pad, cut a window at a random whole-pixel offset and mirror half of the images; dtype is kept."""
+    height, width = images.shape[-2:]
+    down, right = ((draws[name] * (2 * pad + 1)).long() for name in ("shift_y", "shift_x"))
+    rows = torch.arange(height, device=images.device)
+    cols = torch.arange(width, device=images.device).expand(len(images), -1)
+    if flip:
+        cols = torch.where((draws["flip"] < 0.5)[:, None], width - 1 - cols, cols)
+    rows, cols = down[:, None] + rows, right[:, None] + cols
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    padded = F.pad(images, (pad, pad, pad, pad))
+    return padded[batch, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def resized_crop(
+    pixels: Tensor, draws: dict[str, Tensor], limits: tuple[float, float, float, float], flip: bool
+) -> Tensor:
+    """Cut a random box of whole pixels and resize it bilinearly to the full size, mirrored for half of the images."""
+    small, large, narrow, wide = limits
+    height, width = pixels.shape[-2:]
+    area = (small + (large - small) * draws["area"]) * height * width
+    aspect = torch.exp(np.log(narrow) + (np.log(wide) - np.log(narrow)) * draws["aspect"])
+    box_w = torch.sqrt(area * aspect).round().clamp(1, width)
+    box_h = torch.sqrt(area / aspect).round().clamp(1, height)
+    top = (draws["box_y"] * (height - box_h + 1)).floor()
+    left = (draws["box_x"] * (width - box_w + 1)).floor()
+    # an affine map in grid_sample's coordinates, where a picture spans [-1, 1]
+    theta = pixels.new_zeros(len(pixels), 2, 3)
+    theta[:, 0, 0] = box_w / width
+    theta[:, 1, 1] = box_h / height
+    theta[:, 0, 2] = (2 * left + box_w) / width - 1
+    theta[:, 1, 2] = (2 * top + box_h) / height - 1
+    if flip:
+        theta[:, 0, 0] *= torch.where(draws["flip"] < 0.5, -1.0, 1.0)
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def jitter(pixels: Tensor, draws: dict[str, Tensor], strength: float) -> Tensor:
+    """Scale brightness, contrast and saturation of float pixels in [0, 1], clamped after each."""
+    brightness, contrast, saturation = (
+        (1 + strength * (2 * draws[name] - 1))[:, None, None, None]
+        for name in ("brightness", "contrast", "saturation")
+    )
+    luma = pixels.new_tensor(_LUMA)[:, None, None]
+    pixels = (pixels * brightness).clamp_(0, 1)
+    mean = (pixels * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    pixels = torch.lerp(mean.expand_as(pixels), pixels, contrast.expand_as(pixels)).clamp_(0, 1)
+    grey = (pixels * luma).sum(1, keepdim=True)
+    return torch.lerp(grey.expand_as(pixels), pixels, saturation.expand_as(pixels)).clamp_(0, 1)
+
+
+def erase(pixels: Tensor, draws: dict[str, Tensor], probability: float) -> Tensor:
+    """Replace one random box by mean grey, in a ``probability`` part of the images (pixels in [0, 1])."""
+    height, width = pixels.shape[-2:]
+    area = (0.02 + 0.31 * draws["erase_area"]) * height * width
+    aspect = torch.exp(np.log(0.3) * (1 - 2 * draws["erase_aspect"]))
+    box_h = torch.sqrt(area * aspect).round().clamp(1, height)
+    box_w = torch.sqrt(area / aspect).round().clamp(1, width)
+    top = (draws["erase_y"] * (height - box_h + 1)).floor()
+    left = (draws["erase_x"] * (width - box_w + 1)).floor()
+    rows = torch.arange(height, device=pixels.device)
+    cols = torch.arange(width, device=pixels.device)
+    in_rows = (rows >= top[:, None]) & (rows < (top + box_h)[:, None])
+    in_cols = (cols >= left[:, None]) & (cols < (left + box_w)[:, None])
+    chosen = (draws["erase"] < probability)[:, None, None]
+    return pixels.masked_fill((in_rows[:, :, None] & in_cols[:, None, :] & chosen)[:, None], 0.5)
+
+
+def mix(
+    pixels: Tensor, labels: Tensor, num_classes: int, switches: Augment, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mix each image with the batch in reverse order, by Mixup or CutMix.
+
+    pixels: float (B, C, H, W); labels: int64 (B,). Returns mixed pixels and soft labels float32 (B, K).
+    """
+    targets = F.one_hot(labels, num_classes).float()
+    use_cutmix = switches.cutmix > 0 and (switches.mixup == 0 or rng.random() < 0.5)
+    if not use_cutmix:
+        share = rng.beta(switches.mixup, switches.mixup)
+        return torch.lerp(pixels.flip(0), pixels, share), torch.lerp(targets.flip(0), targets, share)
+    height, width = pixels.shape[-2:]
+    share = rng.beta(switches.cutmix, switches.cutmix)
+    cut = np.sqrt(1 - share)
+    centre_y, centre_x = rng.integers(height), rng.integers(width)
+    top, bottom = (int(np.clip(centre_y + s * height * cut / 2, 0, height)) for s in (-1, 1))
+    left, right = (int(np.clip(centre_x + s * width * cut / 2, 0, width)) for s in (-1, 1))
+    mixed = pixels.clone()
+    mixed[:, :, top:bottom, left:right] = pixels.flip(0)[:, :, top:bottom, left:right]
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed, torch.lerp(targets.flip(0), targets, kept)

@@ -1,0 +1,142 @@
+"""A recipe: everything that decides what a training run computes, and nothing else.
+
+The canonical form of a recipe, with the fields at their default left out, is part of a run's
+key. A default therefore never changes and a new field defaults to the behaviour before it:
+old records stay valid when a switch is added.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from vitlib.augment import Augment
+from vitlib.errors import UserError
+from vitlib.models import model_defaults
+
+NUMERICS = 1
+"""Raised by hand whenever the same recipe and seed no longer give the same run (golden tests tell)."""
+
+Protocol = Literal["study", "refit", "original"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run's declaration.
+
+    Fields
+        name: what the run is called in commands and records; not part of the key.
+        model, model_args: passed to :func:`vitlib.create_model`.
+        objective: ``classify``, or ``autoencode`` (plain reconstruction by the original's autoencoder).
+        protocol: ``study`` trains on 90 % of the training images, draws validation curves and reads
+            the test set once at the end; ``refit`` trains on all and reads the test set once;
+            ``original`` trains on all and monitors the test accuracy every epoch, as the original did
+            (nothing is chosen by it).
+        epochs: passes over the training images; ``batch_size`` is cut to the number of images.
+        optimizer: ``adamw`` or ``adam`` (L2 inside the gradient, as ``torch.optim.Adam``).
+        lr, weight_decay, schedule, warmup_epochs: the learning rate is a pure function of the step.
+        clip_norm: largest gradient norm; 0 switches clipping off.
+        ema: decay of the exponential moving average of the weights; 0 switches it off.
+        loss, loss_args: passed to :func:`vitlib.losses.build_loss`.
+        augment: the switches of :class:`vitlib.augment.Augment` that are on.
+        normalize: ``half`` maps pixels to [-1, 1]; ``none`` leaves them in [0, 1].
+        init_from: a recipe trained first with the same seed; its encoder's weights start this run.
+        encoder_lr_scale: learning rate of the encoder relative to the head's.
+        on_nonfinite: ``stop`` records the run as failed at the step found; ``continue`` goes on.
+    """
+
+    name: str = field(default="unnamed", compare=False)
+    model: str = "vit"
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    objective: Literal["classify", "autoencode"] = "classify"
+    protocol: Protocol = "study"
+    epochs: int = 100
+    batch_size: int = 256
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = 5.0
+    clip_norm: float = 1.0
+    ema: float = 0.0
+    loss: str = "cross_entropy"
+    loss_args: Mapping[str, Any] = field(default_factory=dict)
+    augment: Mapping[str, Any] = field(default_factory=dict)
+    normalize: Literal["half", "none"] = "half"
+    init_from: "Recipe | None" = None
+    encoder_lr_scale: float = 1.0
+    on_nonfinite: Literal["stop", "continue"] = "stop"
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            choices = getattr(spec.type, "__args__", None) if spec.name != "init_from" else None
+            if choices and getattr(self, spec.name) not in choices:
+                raise UserError(
+                    f"配方 {self.name} 的 {spec.name}={getattr(self, spec.name)!r} 不可用，可选：{'、'.join(choices)}。"
+                )
+        for name, low in (("epochs", 0), ("batch_size", 1), ("lr", 0), ("weight_decay", 0), ("clip_norm", 0)):
+            if not getattr(self, name) >= low:
+                raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 不能小于 {low}。")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"配方 {self.name} 的 ema={self.ema!r} 应在 [0, 1) 内。")
+        Augment(**self.augment)  # refuses unknown switches by name
+
+    def but(self, **changes: Any) -> "Recipe":
+        """Return a copy with some fields changed; ``model_args``, ``augment`` and ``loss_args`` are merged.
+
+        A merged entry set to None is taken out. Raises UserError for a field that does not exist.
+        """
+        known = [spec.name for spec in fields(self)]
+        for name, value in changes.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"是不是想写 {near[0]}？" if near else ""
+                raise UserError(f"配方没有叫 {name} 的字段。{hint}可用的字段：{'、'.join(known)}。")
+            if name in ("model_args", "augment", "loss_args"):
+                merged = {**getattr(self, name), **value}
+                changes[name] = {key: item for key, item in merged.items() if item is not None}
+        return replace(self, **changes)
+
+    def spec(self) -> dict[str, Any]:
+        """Return the canonical form: JSON-able, defaults left out, without the name."""
+        out: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "name" or value == _default(item):
+                continue
+            if item.name == "model_args":
+                defaults = model_defaults(self.model)
+                value = {k: v for k, v in value.items() if k not in defaults or defaults[k] != v}
+            elif item.name == "augment":
+                value = Augment(**value).switches()
+            elif isinstance(value, Recipe):
+                value = value.spec()
+            elif isinstance(item.default, float):
+                value = float(value)
+            if value != {}:
+                out[item.name] = _plain(value)
+        return out
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], name: str) -> "Recipe":
+        """Return the recipe that a record's canonical form describes."""
+        spec = dict(spec)
+        if "init_from" in spec:
+            spec["init_from"] = cls.from_spec(spec["init_from"], f"{name}-pretrain")
+        return cls(name=name, **spec)
+
+    def key(self, seed: int, fingerprint: str, numerics: int = NUMERICS) -> str:
+        """Return the 16 hex digits that name one run of this recipe on one data set."""
+        what = {"recipe": self.spec(), "seed": seed, "data": fingerprint, "numerics": numerics}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _default(item: Any) -> Any:
+    return item.default if item.default is not MISSING else item.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """Make tuples lists and mappings sorted, as they will be after a trip through JSON."""
+    return json.loads(json.dumps(value, sort_keys=True))
