@@ -1,0 +1,169 @@
+"""The record of a finished run: one small JSON file that holds all a report needs."""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitlib import checkpoint
+from vitlib.errors import UserError
+from vitlib.recipe import NUMERICS, Recipe
+
+FORMAT = 1
+LIMIT = 32 * 1024  # bytes of one record
+_MISSING = np.iinfo(np.int32).min  # stands for a value that is not finite
+_SCALE = 1e5  # history values keep five decimals
+
+
+def pack_bytes(values: np.ndarray) -> str:
+    """Return uint8 values as JSON-safe text."""
+    return base64.b85encode(zlib.compress(np.asarray(values, np.uint8).tobytes(), 9)).decode()
+
+
+def unpack_bytes(text: str) -> np.ndarray:
+    """Return the uint8 (N,) array that :func:`pack_bytes` packed."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
+
+
+def pack_curve(values: list[float]) -> str:
+    """Return a curve as text: five decimals, differences of neighbours, compressed."""
+    array = np.asarray(values, np.float64)
+    fine = np.isfinite(array) & (np.abs(array) < 2e4)
+    whole = np.where(fine, np.round(np.where(fine, array, 0) * _SCALE), _MISSING).astype(np.int64)
+    steps = np.diff(whole, prepend=0)
+    return base64.b85encode(zlib.compress(steps.astype("<i8").tobytes(), 9)).decode()
+
+
+def unpack_curve(text: str) -> np.ndarray:
+    """Return the float64 (epochs,) curve that :func:`pack_curve` packed, NaN where it was not finite."""
+    whole = np.cumsum(np.frombuffer(zlib.decompress(base64.b85decode(text)), "<i8"))
+    return np.where(whole == _MISSING, np.nan, whole / _SCALE)
+
+
+def answers(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted classes and their confidence in 1/255, both uint8 (N,), from logits (N, K).
+
+    A row that is not finite predicts class 0, as ``argmax`` of a NaN row does, with confidence 0.
+    """
+    confidence, predicted = logits.float().softmax(1).max(1)
+    finite = torch.isfinite(confidence)
+    predicted = torch.where(finite, predicted, torch.zeros_like(predicted))
+    confidence = torch.where(finite, confidence, torch.zeros_like(confidence))
+    return predicted.numpy().astype(np.uint8), (confidence * 255).round().numpy().astype(np.uint8)
+
+
+class Run:
+    """A finished run, read from its record.
+
+    Attributes
+        key, name, seed, epochs, params, flops (of one image's forward pass), recipe
+        history: columns ``epoch``, ``train_loss``, ``train_accuracy`` and ``val_*`` or the monitored
+            ``test_*``, float64 (epochs,), accuracies in 0-1
+        accuracy: test accuracy in 0-1, NaN where there is none (autoencoder)
+        labels, predicted: uint8 (N,) of the test images; confidence: float32 (N,) in 0-1; correct: bool (N,)
+        failed: None, or where the run met a non-finite number
+        data: name, fingerprint, provenance, class_names, class_counts, train_images, test_images, image_size
+        device, versions, timing, numerics, published
+    """
+
+    def __init__(self, record: Mapping[str, Any], path: Path, published: bool) -> None:
+        self.record, self.path, self.published = record, path, published
+        self.key, self.name, self.seed = record["key"], record["name"], record["seed"]
+        self.recipe = Recipe.from_spec(record["recipe"], record["name"])
+        self.epochs, self.numerics = self.recipe.epochs, record["numerics"]
+        self.params, self.flops, self.failed = record["params"], record["flops"], record["failed"]
+        self.data, self.timing, self.machine = record["data"], record["timing"], record["machine"]
+        self.history = {name: unpack_curve(text) for name, text in record["history"].items()}
+        self.history = {"epoch": np.arange(1, 1 + len(next(iter(self.history.values()), ())))} | self.history
+        self.accuracy = float("nan") if record["accuracy"] is None else float(record["accuracy"])
+        self.labels, self.predicted = (unpack_bytes(record[name]) for name in ("labels", "predicted"))
+        self.confidence = unpack_bytes(record["confidence"]).astype(np.float32) / 255
+        self.correct = self.labels == self.predicted
+
+    @property
+    def device(self) -> str:
+        """The device's name, such as ``NVIDIA H100`` or the processor's."""
+        return str(self.machine["name"])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Python's and torch's version."""
+        return {name: str(self.machine[name]) for name in ("python", "torch") if name in self.machine}
+
+    @property
+    def train_seconds(self) -> float:
+        """Wall time of training in seconds, evaluation of the curve included."""
+        return float(self.timing["train_seconds"])
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second of wall time."""
+        return float(self.timing["images_per_second"])
+
+    @property
+    def monitored_accuracy(self) -> float:
+        """The original's own measure: mean of the monitored test accuracy over the last 10 % of epochs (0-1)."""
+        curve = self.history.get("test_accuracy", np.array([]))
+        return float(curve[-max(1, len(curve) // 10) :].mean()) if len(curve) else float("nan")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The line that ``vitlib runs --json`` prints."""
+        accuracy = None if np.isnan(self.accuracy) else self.accuracy
+        return {
+            "recipe": self.name, "seed": self.seed, "data": self.data["name"], "accuracy": accuracy,
+            "params": self.params, "flops": self.flops, "epochs": self.epochs, "device": self.device,
+            "published": self.published, "key": self.key, "failed": self.failed["message"] if self.failed else None,
+            "train_images": self.data["train_images"], "test_images": self.data["test_images"],
+            "seconds": self.train_seconds,
+        }  # fmt: skip
+
+    def weights_path(self) -> Path | None:
+        """Return the run's weights in the local store, or None when only the record is at hand."""
+        path = self.path.parent / "weights.safetensors"
+        return path if path.exists() else None
+
+    def load_state(self) -> dict[str, Tensor]:
+        """Return the final state dict; raises UserError where only the record was kept."""
+        path = self.weights_path()
+        if path is None:
+            raise UserError(
+                f"运行 {self.name}（种子 {self.seed}）只留下了记录，没有权重；"
+                f"请用 vitlib train {self.name} --seed {self.seed} 在本机重新训练。"
+            )
+        return checkpoint.load(path)[0]
+
+    def load_model(self) -> nn.Module:
+        """Return the trained model in evaluation mode, on the CPU."""
+        from types import SimpleNamespace
+
+        from vitlib.engine import build_model
+
+        shape = SimpleNamespace(num_classes=len(self.data["class_names"]), image_size=self.data["image_size"])
+        model = build_model(self.recipe, shape)
+        model.load_state_dict(self.load_state())
+        return model.eval()
+
+
+def read_record(path: Path, published: bool) -> Run:
+    """Read one record; raises UserError when it is damaged or does not match its own key."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        run = Run(record, path, published)
+    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise UserError(f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。") from error
+    expected = run.recipe.key(run.seed, run.data["fingerprint"], run.numerics)
+    if record.get("format") != FORMAT or expected != run.key:
+        raise UserError(f"运行记录 {path} 的内容与它的键 {run.key} 不符，可能被改动过；请删去它或重新取得。")
+    return run
+
+
+def is_stale(run: Run) -> bool:
+    """Whether the run was made under an older numerics version than this code's."""
+    return bool(run.numerics < NUMERICS)

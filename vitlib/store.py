@@ -1,0 +1,202 @@
+"""The run store: every run is trained once, published by a rename, and never changed again.
+
+``build/runs/<key>/`` holds record.json and, where they are small enough, weights.safetensors. A run under
+way lives in ``<key>.work/`` with its checkpoint and a lock that dies with its process. Published records,
+which go with the project, lie in ``report/results/`` and count as runs too.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from vitlib import checkpoint
+from vitlib.data import Dataset
+from vitlib.device import autocast_dtype, describe, pick
+from vitlib.engine import Outcome, Trainer, build_model
+from vitlib.errors import UserError
+from vitlib.models import count
+from vitlib.paths import PACKAGE, results_dir, runs_dir
+from vitlib.record import FORMAT, LIMIT, Run, answers, pack_bytes, pack_curve, read_record
+from vitlib.recipe import NUMERICS, Recipe
+
+KEEP_WEIGHTS = 64 * 2**20  # bytes: larger ones (the original's head) are not worth their room
+
+
+class Store:
+    """Finds, trains and publishes runs.
+
+    root: the local store (default :func:`vitlib.paths.runs_dir`); published: the folder of published records.
+    """
+
+    def __init__(self, root: Path | None = None, published: Path | None = None) -> None:
+        self.root, self.published = root or runs_dir(), published or results_dir()
+
+    def find(self, recipe: Recipe, seed: int, data: Dataset, weights: bool = False) -> Run | None:
+        """Return the finished run, or None; with ``weights`` only one whose weights are at hand."""
+        key = recipe.key(seed, data.fingerprint)
+        local = self.root / key / "record.json"
+        if local.exists() and (not weights or (local.parent / "weights.safetensors").exists()):
+            return read_record(local, published=any(self.published.glob(f"*-{key}.json")))
+        if not weights:
+            for path in self.published.glob(f"*-{key}.json"):
+                return read_record(path, published=True)
+        return None
+
+    def get(
+        self,
+        recipe: Recipe,
+        seed: int,
+        data: Dataset,
+        *,
+        device: torch.device | None = None,
+        deadline: float | None = None,
+        show: bool = True,
+        weights: bool = False,
+    ) -> Run:
+        """Return the finished run, training it (and the run it starts from) when it is missing.
+
+        Raises vitlib.engine.OutOfTime at ``deadline`` (a ``time.monotonic()`` moment), UserError when the
+        store cannot be written.
+        """
+        if found := self.find(recipe, seed, data, weights):
+            return found
+        device = device or pick()
+        encoder = None
+        if recipe.init_from is not None:
+            start = self.get(
+                recipe.init_from, seed, data, device=device, deadline=deadline, show=show, weights=True
+            )
+            encoder = start.load_state()
+        key = recipe.key(seed, data.fingerprint)
+        work = self.root / f"{key}.work"
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            with _lock(self.root / f"{key}.lock"):
+                if found := self.find(recipe, seed, data, weights):  # another process was faster
+                    return found
+                work.mkdir(exist_ok=True)
+                outcome = Trainer(recipe, seed, data, device, work, encoder, deadline, show).run()
+                return self._publish_local(key, work, recipe, seed, data, device, outcome)
+        except OSError as error:
+            raise UserError(
+                f"运行 {recipe.name} 的结果写不进 {self.root}（{error.strerror or error}）；"
+                "请腾出空间或检查权限后重来，训练会从检查点继续。"
+            ) from error
+
+    def all(self) -> list[Run]:
+        """Return every finished run, local and published, each once, by name and seed."""
+        runs = {}
+        for path in sorted(self.published.glob("*.json")):
+            run = read_record(path, published=True)
+            runs[run.key] = run
+        for path in sorted(self.root.glob("*/record.json")):
+            run = read_record(path, published=path.parent.name in runs)
+            runs[run.key] = run
+        return sorted(runs.values(), key=lambda run: (run.name, run.data["fingerprint"], run.seed))
+
+    def publish(self, run: Run) -> Path:
+        """Copy a run's record to the published ones and return its path there."""
+        self.published.mkdir(parents=True, exist_ok=True)
+        path = self.published / f"{run.name}-s{run.seed}-{run.key}.json"
+        checkpoint.write_atomic(path, json.dumps(run.record, ensure_ascii=False).encode())
+        return path
+
+    def _publish_local(
+        self, key: str, work: Path, recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome
+    ) -> Run:
+        weights = work / "weights.safetensors"
+        size = sum(tensor.numel() * tensor.element_size() for tensor in outcome.state.values())
+        if size <= KEEP_WEIGHTS and not outcome.failed:
+            checkpoint.save(weights, outcome.state, {"key": key, "name": recipe.name, "seed": seed})
+        record = make_record(recipe, seed, data, device, outcome)
+        text = json.dumps(record, ensure_ascii=False)
+        if len(text.encode()) > LIMIT:
+            raise UserError(f"运行 {recipe.name} 的记录有 {len(text.encode())} 字节，超过上限 {LIMIT}；请减少轮数或测试图像。")
+        checkpoint.write_atomic(work / "record.json", text.encode())
+        (work / "checkpoint.safetensors").unlink(missing_ok=True)
+        final = self.root / key
+        if final.exists():  # a record without the weights now asked for: nothing else ever replaces a run
+            shutil.rmtree(final)
+        os.replace(work, final)
+        return read_record(final / "record.json", published=any(self.published.glob(f"*-{key}.json")))
+
+
+def make_record(recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome) -> dict[str, Any]:
+    """Return the JSON-able record of a finished run."""
+    model = build_model(recipe, data).eval()
+    cost = count(model, data.image_size)
+    predicted = confidence = b""
+    accuracy = None
+    if outcome.test_logits is not None:
+        predicted, confidence = answers(outcome.test_logits)  # type: ignore[assignment]
+        accuracy = float((predicted == data.test.labels.numpy()).mean())
+    curves = {name: pack_curve(values) for name, values in outcome.history.items() if name not in ("epoch", "lr")}
+    fitted = sum(len(part) for part in data.split(seed=0)[:1]) if recipe.protocol == "study" else len(data.train)
+    return {
+        "format": FORMAT,
+        "key": recipe.key(seed, data.fingerprint),
+        "name": recipe.name,
+        "seed": seed,
+        "numerics": NUMERICS,
+        "recipe": recipe.spec(),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "provenance": data.provenance,
+            "class_names": list(data.class_names),
+            "class_counts": list(data.class_counts),
+            "train_images": fitted,
+            "test_images": len(data.test),
+            "image_size": data.image_size,
+        },
+        "accuracy": accuracy,
+        "failed": outcome.failed,
+        "params": cost.params,
+        "flops": cost.flops,
+        "history": curves,
+        "labels": pack_bytes(data.test.labels.numpy() if accuracy is not None else b""),  # type: ignore[arg-type]
+        "predicted": pack_bytes(predicted),  # type: ignore[arg-type]
+        "confidence": pack_bytes(confidence),  # type: ignore[arg-type]
+        "timing": {name: round(value, 3) for name, value in outcome.timing.items()},
+        "machine": describe(device) | {"dtype": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")},
+        "source": source_hash(),
+    }
+
+
+def source_hash() -> str:
+    """Return 16 hex digits of all of vitlib's Python source: recorded, never part of a key."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock; the operating system frees it when the process dies, however it dies."""
+    with open(path, "a+b") as file:
+        _acquire(file)
+        yield
+    with contextlib.suppress(OSError):  # on Windows another process may hold it by now
+        path.unlink()
+
+
+def _acquire(file: IO[bytes]) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        while True:
+            with contextlib.suppress(OSError):  # LK_LOCK gives up after ten tries, one a second
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
+                return
+    fcntl.flock(file, fcntl.LOCK_EX)
