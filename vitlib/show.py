@@ -1,0 +1,309 @@
+"""What a notebook shows: captioned figures and tables, computed sentences, the origin of its runs.
+
+Caption, label and origin travel in the output's metadata under ``vitlib``; the report
+(:mod:`vitlib.report`) numbers the captions, fills references such as ``[图](#fig:curves)`` and collects the
+origins in its appendix. In JupyterLab the caption is shown below the figure or above the table.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import matplotlib.pyplot as plt
+from IPython.display import display
+from matplotlib.font_manager import fontManager
+
+from vitlib.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from vitlib.data import Dataset
+
+MAX_SVG = 160_000  # bytes; a figure that is larger as SVG is stored as PNG
+PNG_DPI = 200
+NUMBER = re.compile(r"[-−+]?[\d,]*\.?\d+\s*(%|[±×\[(（].*)?|[—–-]|nan")
+
+
+class Run(Protocol):
+    """What this module reads of a finished run (see ``vitlib.store``)."""
+
+    recipe: Any
+    seed: int
+    data: dict[str, Any]
+
+
+Runs = Mapping[str, "Sequence[Run] | Run"] | Iterable["Run"]
+_context: dict[str, Any] = {"data": None, "runs": ()}
+
+
+def use_chinese() -> None:
+    """Set matplotlib up for Chinese figures: the bundled Noto Sans SC, safe colours, print sizes.
+
+    The Chinese font comes first, because mathtext looks at the first family only; DejaVu Sans fills
+    what it lacks. Nothing has to be installed on the system.
+    """
+    import pylopdf_fonts_zh_cn
+    import seaborn
+
+    fontManager.addfont(pylopdf_fonts_zh_cn.sans_path())
+    seaborn.set_theme(style="ticks", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "font.family": ["Noto Sans SC", "DejaVu Sans"],
+            "font.size": 9,
+            "axes.labelsize": 9,
+            "axes.titlesize": 9.5,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "legend.title_fontsize": 8,
+            "legend.frameon": False,
+            "mathtext.fontset": "stix",
+            "axes.unicode_minus": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.linewidth": 0.7,
+            "grid.color": "#e4e4e4",
+            "grid.linewidth": 0.5,
+            "lines.linewidth": 1.4,
+            "xtick.major.size": 3,
+            "ytick.major.size": 3,
+            "figure.figsize": (5.8, 3.3),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "vitlib",  # the same figure gives the same bytes
+        }
+    )
+
+
+def set_context(data: Dataset, runs: Runs = ()) -> None:
+    """Name the data, and once they are trained the runs, that the following figures and tables come from.
+
+    Later captions then say when the data is synthetic or a subset, and how many training images, epochs and
+    seeds the runs had; the origins go to the report's appendix. Call it again when other runs follow.
+    """
+    _context.update(data=data, runs=_flat(runs))
+    facts = {
+        "name": data.name,
+        "provenance": data.provenance,
+        "fingerprint": data.fingerprint,
+        "synthetic": data.synthetic,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "warnings": list(data.warnings),
+        "skipped": list(data.skipped),
+    }
+    _display_origin(_context["runs"], facts)
+
+
+def provenance(runs: Runs) -> None:
+    """Carry the origin of further runs to the report's appendix without changing the captions."""
+    _display_origin(_flat(runs), None)
+
+
+def figure(fig: Figure, caption: str, label: str, *, runs: Runs | None = None, result: bool = True) -> None:
+    """Show ``fig`` with a caption and a label ``fig:name``, and close it.
+
+    Line art is stored as SVG, a figure holding images as PNG at 200 dots per inch.
+
+    Args:
+        caption: one Chinese phrase, no full stop; ``$...$`` may hold mathematics.
+        label: ``fig:`` and lower-case letters, digits, ``-`` or ``_``; unique in the report.
+        runs: the runs drawn, where they differ from those of :func:`set_context`.
+        result: False leaves out the remark on data and runs, for a figure that shows neither.
+
+    Raises:
+        UserError: empty caption, malformed label or empty figure.
+    """
+    if not fig.axes:
+        raise UserError(f"图 {label} 是空的：没有任何坐标轴。请先画图，再调用 show.figure。")
+    meta = _meta("fig", caption, label, runs, result)
+    bundle, size = _picture(fig)
+    display({**bundle, "text/plain": meta["caption"]}, raw=True, metadata={"vitlib": meta, **size})
+    plt.close(fig)
+    _preview("图", meta)
+
+
+def table(
+    frame: pd.DataFrame,
+    caption: str,
+    label: str,
+    *,
+    runs: Runs | None = None,
+    result: bool = True,
+    index: bool | None = None,
+    formats: Mapping[str, str] | None = None,
+) -> None:
+    """Show a data frame as a three-line table with a caption and a label ``tab:name``.
+
+    Columns of numbers are aligned right, others left; ``$...$`` in a cell is mathematics.
+
+    Args:
+        caption, label, runs, result: as in :func:`figure`.
+        index: show the row names; by default when they are not just 0, 1, 2, ...
+        formats: column name to format specification, e.g. ``{"准确率": ".1%"}``.
+
+    Raises:
+        UserError: empty caption, malformed label, empty table or a format for no column.
+    """
+    import pandas as pd
+
+    if frame.empty:
+        raise UserError(f"表 {label} 是空的：没有任何一行。请检查生成它的单元。")
+    if unknown := set(formats or ()) - set(frame.columns):
+        raise UserError(f"表 {label} 没有列“{'、'.join(sorted(unknown))}”，请检查 formats。")
+    meta = _meta("tab", caption, label, runs, result)
+    named = not isinstance(frame.index, pd.RangeIndex) if index is None else index
+    _preview("表", meta)
+    content = {"text/html": _table_html(frame, named, formats or {}), "text/plain": frame.to_string()}
+    display(content, raw=True, metadata={"vitlib": meta})
+
+
+def text(markdown: str) -> None:
+    """Show a computed paragraph of Markdown; the report sets it like the prose around it."""
+    if not markdown.strip():
+        raise UserError("show.text 收到了空文字，请检查生成它的语句。")
+    display(
+        {"text/markdown": markdown, "text/plain": markdown}, raw=True, metadata={"vitlib": {"kind": "text"}}
+    )
+
+
+def remark(runs: Runs | None = None) -> str:
+    """Return what a caption must add about data and runs, in full-width brackets, or an empty string."""
+    data, used = _context["data"], _context["runs"] if runs is None else _flat(runs)
+    parts = []
+    names = {run.data["name"] for run in used} | ({data.name} if data is not None and not used else set())
+    if "synthetic" in names:
+        parts.append("合成数据")
+    if used:
+        seeds: dict[tuple[str, str], set[int]] = {}
+        for run in used:
+            seeds.setdefault((run.recipe.name, run.data["fingerprint"]), set()).add(run.seed)
+        images = _span(run.data["train_images"] for run in used)
+        epochs = _span(run.recipe.epochs for run in used)
+        parts.append(f"训练图像 {images} 张、{epochs} 轮、{_span(map(len, seeds.values()))} 个种子")
+    elif data is not None and "子集" in data.provenance:
+        parts.append(f"子集：训练图像 {len(data.train):,} 张、测试图像 {len(data.test):,} 张")
+    return f"（{'；'.join(parts)}）" if parts else ""
+
+
+def _span(values: Iterable[int]) -> str:
+    numbers = sorted(set(values))
+    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,}–{numbers[-1]:,}"
+
+
+def _flat(runs: Runs) -> tuple[Run, ...]:
+    if isinstance(runs, Mapping):
+        groups = [group if isinstance(group, Iterable) else (group,) for group in runs.values()]
+        return tuple(run for group in groups for run in group)
+    return tuple(runs)
+
+
+def _meta(kind: str, caption: str, label: str, runs: Runs | None, result: bool) -> dict[str, Any]:
+    caption = caption.strip().rstrip("。")
+    if not caption:
+        raise UserError(f"{label} 没有题注，请写一句话说明它画的或列的是什么。")
+    if not re.fullmatch(rf"{kind}:[a-z0-9_-]+", label):
+        raise UserError(f"标签“{label}”不合规则：应为“{kind}:”加小写字母、数字、“-”或“_”。")
+    origins = [_origin(run) for run in _flat(runs or ())]
+    return {
+        "kind": kind,
+        "caption": caption + (remark(runs) if result else ""),
+        "label": label,
+        "runs": origins,
+    }
+
+
+def _origin(run: Any) -> dict[str, Any]:
+    """Return the facts of a run that the report's appendix lists, as plain JSON values."""
+    return {
+        "key": run.key,
+        "recipe": run.recipe.name,
+        "seed": run.seed,
+        "epochs": run.recipe.epochs,
+        "data": {name: run.data[name] for name in ("name", "fingerprint", "train_images", "test_images")},
+        "device": run.device,
+        "versions": {name: str(version) for name, version in run.versions.items()},
+        "numerics": getattr(run, "numerics", run.versions.get("numerics")),
+        "seconds": float(run.train_seconds),
+        "published": bool(run.published),
+        "failed": run.failed["message"] if run.failed else None,
+    }
+
+
+def _display_origin(runs: Sequence[Run], data: dict[str, Any] | None) -> None:
+    meta = {"kind": "origin", "runs": [_origin(run) for run in runs], "data": data}
+    words = f"数据：{data['provenance']}" if data else ""
+    words += f"{'；' if words else ''}运行记录 {len(runs)} 条（来历见报告附录）" if runs else ""
+    display({"text/plain": words}, raw=True, metadata={"vitlib": meta})
+
+
+def _preview(word: str, meta: dict[str, Any]) -> None:
+    """Show the caption in JupyterLab; the report leaves this output out and sets its own."""
+    line = f"**{word}** `{meta['label']}`　{meta['caption']}"
+    content = {"text/markdown": line, "text/plain": line}
+    display(content, raw=True, metadata={"vitlib": {"kind": "preview"}})
+
+
+def _picture(fig: Figure) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the figure as a MIME bundle and its size metadata: SVG if it is line art and small, else PNG."""
+    svg = _save(fig, "svg", metadata={"Date": None}).decode()
+    # In paths a hundredth of a point is finer than any printer; longer numbers only make the file larger.
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg[svg.index("<svg") :])
+    if len(svg) <= MAX_SVG and not any(axes.images for axes in fig.axes):
+        return {"image/svg+xml": svg}, {}
+    png = _save(fig, "png", dpi=PNG_DPI)
+    # PNG header: width and height are big-endian at bytes 16-24; shown at 96 CSS pixels an inch.
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+    size = {"width": round(width * 96 / PNG_DPI), "height": round(height * 96 / PNG_DPI)}
+    return {"image/png": base64.b64encode(png).decode()}, {"image/png": size}
+
+
+def _save(fig: Figure, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.03, **options)
+    return buffer.getvalue()
+
+
+def _table_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str:
+    columns: list[tuple[str, list[str]]] = []
+    if named:
+        columns.append((str(frame.index.name or ""), [str(name) for name in frame.index]))
+    for name in frame.columns:
+        spec = formats.get(name, "")
+        columns.append((str(name), [_cell(value, spec) for value in frame[name]]))
+    numeric = [all(NUMBER.fullmatch(cell) for cell in cells) for _, cells in columns]
+
+    def row(tag: str, cells: Iterable[str]) -> str:
+        kinds = ("num" if number else "txt" for number in numeric)
+        return "".join(
+            f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>'
+            for kind, cell in zip(kinds, cells, strict=True)
+        )
+
+    head = row("th", (name for name, _ in columns))
+    body = "\n".join(
+        f"<tr>{row('td', cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True)
+    )
+    return f'<table class="vitlib"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+
+
+def _cell(value: Any, spec: str) -> str:
+    if value is None or value != value:
+        return "—"
+    if spec:
+        return format(value, spec).replace("-", "−")
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace("-", "−")
+    return str(value)
