@@ -1,0 +1,91 @@
+"""The models by name: ``create_model("vit", num_classes=10)``, as users of timm expect."""
+
+import difflib
+import inspect
+import typing
+
+from torch import nn
+
+from ..errors import UserError
+from .cost import Cost, count, layers
+from .original import OriginalViT
+from .vit import ViT
+
+__all__ = ["Cost", "OriginalViT", "ViT", "count", "create_model", "layers", "model_defaults"]
+
+MODELS: dict[str, type[nn.Module]] = {"vit": ViT, "original": OriginalViT}
+
+
+def model_defaults(name: str) -> dict[str, object]:
+    """Return every argument of a model with its default; the keys of stored runs leave defaults out.
+
+    Raises:
+        UserError: there is no model of this name.
+    """
+    if name not in MODELS:
+        raise UserError(f"没有名为 {name} 的模型{_nearest(name, MODELS)}可用的模型：{'、'.join(MODELS)}。")
+    parameters = inspect.signature(MODELS[name]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def create_model(name: str = "vit", **arguments: typing.Any) -> nn.Module:
+    """Build a model with fresh random weights (from torch's global generator), in training mode.
+
+    Args:
+        name: ``"vit"`` (modern) or ``"original"`` (the original report's).
+        **arguments: both take num_classes, in_channels, img_size, patch_size, d_model, num_heads,
+            num_layers, ffn_hidden_channels and dropout; see ``ViT`` and ``OriginalViT`` for the rest.
+
+    Raises:
+        UserError: an unknown model or argument, or a value that does not fit.
+    """
+    defaults = model_defaults(name)
+    for argument in arguments:
+        if argument not in defaults:
+            raise UserError(
+                f"模型 {name} 没有参数 {argument}{_nearest(argument, defaults)}"
+                f"可用的参数：{'、'.join(defaults)}。"
+            )
+    kinds = typing.get_type_hints(MODELS[name].__init__)
+    for argument, value in arguments.items():
+        if fault := _fault(argument, value, kinds[argument]):
+            raise UserError(f"模型 {name} 的参数 {argument}={value!r} 不可用：{fault}。")
+    _check_together(defaults | arguments)
+    return MODELS[name](**arguments)
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"，是不是想写 {close[0]}？" if close else "。"
+
+
+def _fault(argument: str, value: typing.Any, kind: typing.Any) -> str | None:
+    """Return what is wrong with one value, judged by the argument's type, or None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if choices := typing.get_args(kind):
+        if type(None) in choices:  # layer_scale
+            return None if value is None or (number and value > 0) else "需要正数或 None"
+        return None if value in choices else f"只能是 {'、'.join(map(repr, choices))} 之一"
+    if kind is bool:
+        return None if isinstance(value, bool) else "需要 True 或 False"
+    if kind is int:
+        least = 0 if argument == "registers" else 1
+        whole = number and isinstance(value, int) and value >= least
+        return None if whole else f"需要不小于 {least} 的整数"
+    return None if number and 0 <= value < 1 else "概率须在 [0, 1) 之内"
+
+
+def _check_together(given: dict[str, typing.Any]) -> None:
+    """Refuse values that are each valid but do not go together."""
+    width, heads = given["d_model"], given["num_heads"]
+    side, patch = given["img_size"], given["patch_size"]
+    if width % heads:
+        raise UserError(f"d_model={width} 不能被 num_heads={heads} 整除：每个注意力头须分到同样的宽度。")
+    if side % patch:
+        raise UserError(f"img_size={side} 不能被 patch_size={patch} 整除：图像须恰好切成整数个图像块。")
+    if given.get("pos") == "sincos" and width % 4:
+        raise UserError(f"pos='sincos' 需要 d_model 是 4 的倍数，现在是 {width}。")
+    if given.get("stem") == "conv" and (patch < 2 or patch & (patch - 1)):
+        raise UserError(
+            f"stem='conv' 的每一级把边长减半，需要 patch_size 是 2、4、8 等 2 的幂，现在是 {patch}。"
+        )

@@ -1,0 +1,70 @@
+"""What a model costs: parameters, floating-point operations, and a table of its layers."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``params``: all parameters; ``flops``: operations of one image's forward pass, 2 x multiply-adds."""
+
+    params: int
+    flops: int
+
+
+def count(model: nn.Module, image_size: int = 32, in_channels: int = 3) -> Cost:
+    """Count parameters, and the FLOPs of one image's forward pass in evaluation mode.
+
+    ``torch.utils.flop_counter`` counts matrix products and convolutions, both products of the
+    attention included, at two operations per multiply-add; papers that print multiply-adds as
+    "FLOPs" show half of it. Norms, activations, softmax and pooling are not counted.
+    Nothing is computed: weights and image are stood in for by shapes on torch's meta device.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    image = torch.empty(1, in_channels, image_size, image_size, device="meta")
+    training = model.training
+    model.eval()
+    try:
+        # the plain kernel, because the counter does not know every fused one
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            functional_call(model, shapes, (image,))
+    finally:
+        model.train(training)
+    return Cost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())
+
+
+def layers(
+    model: nn.Module, image_size: int = 32, in_channels: int = 3, depth: int = 2
+) -> "pandas.DataFrame":
+    """Return a table of the modules down to ``depth``: name, type, input and output shape, parameters.
+
+    Shapes are those of a batch of one image. Needs torchinfo and pandas, which training does not.
+    """
+    import pandas
+    import torchinfo
+
+    summary = torchinfo.summary(
+        model, (1, in_channels, image_size, image_size), depth=depth, mode="eval", verbose=0
+    )
+    rows = [
+        {
+            "模块": "　" * info.depth + info.var_name,
+            "类型": info.class_name,
+            "输入形状": "×".join(map(str, info.input_size)),
+            "输出形状": "×".join(map(str, info.output_size)),
+            "参数量": sum(parameter.numel() for parameter in info.module.parameters()),
+        }
+        for info in summary.summary_list
+        if info.depth <= depth
+    ]
+    return pandas.DataFrame(rows)

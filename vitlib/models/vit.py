@@ -1,0 +1,297 @@
+"""A modern small ViT: Dosovitskiy et al. (2021), arXiv:2010.11929, with what small data taught since.
+
+Read top-down: stem, positions, attention, feed-forward network, block, model.
+
+Letters in shapes: B images, C image channels, S side of an image, p side of a patch, G = S/p side of
+the patch grid, N tokens (G*G patches, after the class and register tokens if there are any),
+D width (d_model), h heads, d = D/h width of a head.
+"""
+
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+class PatchStem(nn.Conv2d):
+    """Cut the image into p x p patches and map each linearly: (B, C, S, S) -> (B, D, G, G)."""
+
+    def __init__(self, in_channels: int, d_model: int, patch_size: int):
+        super().__init__(in_channels, d_model, kernel_size=patch_size, stride=patch_size)
+
+
+class ConvStem(nn.Sequential):
+    """Convolutional tokenizer of CCT (Hassani et al. 2021, arXiv:2104.05704): (B, C, S, S) -> (B, D, G, G).
+
+    Each stage, 3x3 convolution, ReLU, 3x3 max-pooling, halves the side: one stage for p = 2, two for p = 4.
+    """
+
+    def __init__(self, in_channels: int, d_model: int, patch_size: int):
+        stages = patch_size.bit_length() - 1
+        widths = [in_channels, *[64] * (stages - 1), d_model]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            convolution = nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight)
+            layers += [convolution, nn.ReLU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)]
+        super().__init__(*layers)
+
+
+def sincos_table(grid: int, d_model: int) -> Tensor:
+    """Return fixed 2-D positions (G*G, D): sin y, sin x, cos y and cos x, each at D/4 frequencies."""
+    frequencies = 10000.0 ** (-torch.arange(d_model // 4) / (d_model // 4))
+    angles = torch.outer(torch.arange(grid, dtype=torch.float32), frequencies)
+    by_row = repeat(angles, "y f -> (y x) f", x=grid)
+    by_column = repeat(angles, "x f -> (y x) f", y=grid)
+    return torch.cat([by_row.sin(), by_column.sin(), by_row.cos(), by_column.cos()], dim=1)
+
+
+class Positions(nn.Module):
+    """Add to each patch token (B, G*G, D) a vector for its place, learned or sine-cosine.
+
+    For a grid other than the one it was made for, the table is interpolated like an image.
+    """
+
+    def __init__(self, kind: str, grid: int, d_model: int):
+        super().__init__()
+        self.grid = grid
+        self.table: Tensor
+        if kind == "learned":
+            self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid * grid, d_model), std=0.02))
+        else:
+            self.register_buffer("table", sincos_table(grid, d_model)[None], persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.resized(round(tokens.shape[1] ** 0.5))
+
+    def resized(self, grid: int) -> Tensor:
+        """Return the table for a grid of this side, (1, grid*grid, D)."""
+        if grid == self.grid:
+            return self.table
+        image = rearrange(self.table, "one (y x) D -> one D y x", y=self.grid)
+        image = F.interpolate(image, size=(grid, grid), mode="bicubic", antialias=True)
+        return rearrange(image, "one D y x -> one (y x) D")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, N, D) -> (B, N, D): softmax(q k^T / sqrt(d)) v for each head."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float, attention_dropout: float):
+        super().__init__()
+        self.num_heads, self.attention_dropout = num_heads, attention_dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.proj = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each (B, h, N, d)."""
+        q, k, v = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split_heads(x)
+        dropout = self.attention_dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # one fused kernel for the formula
+        return self.dropout(self.proj(rearrange(out, "B h N d -> B N (h d)")))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the attention probabilities (B, h, N, N), by the formula as it is written; rows sum to 1."""
+        q, k, _ = self.split_heads(x)
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between, for each token by itself: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, d_model: int, hidden: int, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, hidden)
+        self.fc2 = nn.Linear(hidden, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class LayerScale(nn.Module):
+    """Multiply each channel by a learned factor that starts small (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    def __init__(self, d_model: int, initial: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((d_model,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """In training, drop a residual branch, image by image (Huang et al. 2016, arXiv:1603.09382)."""
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep
+        return x * (kept / keep).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block, (B, N, D) -> (B, N, D): attention mixes tokens, the FFN works on each."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        hidden: int,
+        dropout: float,
+        attention_dropout: float,
+        drop_path: float,
+        layer_scale: float | None,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model, eps=1e-6)
+        self.attention = Attention(d_model, num_heads, dropout, attention_dropout)
+        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(d_model, layer_scale)
+        self.norm2 = nn.LayerNorm(d_model, eps=1e-6)
+        self.ffn = FeedForward(d_model, hidden, dropout)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(d_model, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.scale1(self.attention(self.norm1(x))))
+        return x + self.drop_path(self.scale2(self.ffn(self.norm2(x))))
+
+
+class Features(NamedTuple):
+    """What ``ViT.features`` returns; one entry per block."""
+
+    tokens: list[Tensor]  # (B, N, D) after the block, before the final norm
+    attention: list[Tensor]  # (B, h, N, N) probabilities; [..., i, j]: how much token i looks at token j
+
+
+class ViT(nn.Module):
+    """Vision transformer for square images: float (B, C, S, S) -> logits (B, classes).
+
+    Stages, each callable: ``embed``, ``encode``, ``pool``, ``head``; ``features`` shows the inside.
+
+    Args:
+        img_size: side for which positions are made; other sides that ``patch_size`` divides work too.
+        stem: ``"patch"`` (linear patches) or ``"conv"`` (CCT's convolutions; ``patch_size`` a power of two).
+        pos: ``"learned"``, ``"sincos"`` (fixed, 2-D) or ``"none"``.
+        pool: ``"mean"`` of the patches, ``"cls"`` (class token) or ``"seq"`` (learned weights, as CCT).
+        dropout: after positions, projections and both layers of the feed-forward network.
+        attention_dropout: on the attention probabilities.
+        drop_path: probability in the last block; it grows linearly from 0 in the first.
+        layer_scale: initial value, for example 1e-4, or None for none.
+        registers: extra tokens that only store (Darcet et al. 2024, arXiv:2309.16588).
+
+    The defaults are part of the keys of stored runs and never change.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        img_size: int = 32,
+        patch_size: int = 4,
+        d_model: int = 256,
+        num_heads: int = 4,
+        num_layers: int = 6,
+        ffn_hidden_channels: int = 512,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        stem: Literal["patch", "conv"] = "patch",
+        pos: Literal["learned", "sincos", "none"] = "learned",
+        pool: Literal["mean", "cls", "seq"] = "mean",
+        layer_scale: float | None = None,
+        registers: int = 0,
+    ):
+        super().__init__()
+        self.patch_size, self.pooling = patch_size, pool
+        self.prefix_tokens = registers + (pool == "cls")  # the class token first, then the registers
+        self.stem = (ConvStem if stem == "conv" else PatchStem)(in_channels, d_model, patch_size)
+        self.positions = nn.Identity() if pos == "none" else Positions(pos, img_size // patch_size, d_model)
+        self.prefix = (
+            nn.Parameter(torch.empty(1, self.prefix_tokens, d_model)) if self.prefix_tokens else None
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                d_model,
+                num_heads,
+                ffn_hidden_channels,
+                dropout,
+                attention_dropout,
+                drop_path * i / max(num_layers - 1, 1),
+                layer_scale,
+            )
+            for i in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model, eps=1e-6)
+        self.importance = nn.Linear(d_model, 1) if pool == "seq" else None
+        self.head = nn.Linear(d_model, num_classes)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the linear weights and the prefix from a normal of deviation 0.02, cut at 2; biases are 0."""
+        if self.prefix is not None:
+            nn.init.trunc_normal_(self.prefix, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Turn images (B, C, S, S) into tokens (B, N, D) that know their places.
+
+        Raises:
+            UserError: the image is not square, or the patch size does not divide its side.
+        """
+        height, width = images.shape[-2:]
+        if height != width or height % self.patch_size:
+            raise UserError(
+                f"图像大小 {height}×{width} 不合适：ViT 需要正方形图像，"
+                f"边长是 patch_size={self.patch_size} 的倍数。"
+            )
+        tokens = self.positions(rearrange(self.stem(images), "B D y x -> B (y x) D"))
+        if self.prefix is not None:
+            tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], dim=1)
+        return self.dropout(tokens)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Run all blocks and the final norm: (B, N, D) -> (B, N, D)."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Sum an image up in one vector: (B, N, D) -> (B, D)."""
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        patches = tokens[:, self.prefix_tokens :]
+        if self.importance is None:
+            return patches.mean(dim=1)
+        weights = self.importance(patches).softmax(dim=1)
+        return torch.einsum("bnw,bnd->bd", weights, patches)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.pool(self.encode(self.embed(images))))
+
+    def features(self, images: Tensor) -> Features:
+        """Return every block's tokens and attention maps (by the plain formula), in evaluation mode."""
+        tokens, found = self.embed(images), Features([], [])
+        for block in self.blocks:
+            found.attention.append(block.attention.weights(block.norm1(tokens)))  # type: ignore[operator, union-attr]
+            tokens = block(tokens)
+            found.tokens.append(tokens)
+        return found
