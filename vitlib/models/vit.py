@@ -1,81 +1,22 @@
 """A modern small ViT: Dosovitskiy et al. (2021), arXiv:2010.11929, with what small data taught since.
 
-Read top-down: stem, positions, attention, feed-forward network, block, model.
+Read top-down: attention, feed-forward network, block, model; what comes before is in ``embedding.py``.
 
 Letters in shapes: B images, C image channels, S side of an image, p side of a patch, G = S/p side of
 the patch grid, N tokens (G*G patches, after the class and register tokens if there are any),
 D width (d_model), h heads, d = D/h width of a head.
 """
 
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from ..errors import UserError
-
-
-class PatchStem(nn.Conv2d):
-    """Cut the image into p x p patches and map each linearly: (B, C, S, S) -> (B, D, G, G)."""
-
-    def __init__(self, in_channels: int, d_model: int, patch_size: int):
-        super().__init__(in_channels, d_model, kernel_size=patch_size, stride=patch_size)
-
-
-class ConvStem(nn.Sequential):
-    """Convolutional tokenizer of CCT (Hassani et al. 2021, arXiv:2104.05704): (B, C, S, S) -> (B, D, G, G).
-
-    Each stage, 3x3 convolution, ReLU, 3x3 max-pooling, halves the side: one stage for p = 2, two for p = 4.
-    """
-
-    def __init__(self, in_channels: int, d_model: int, patch_size: int):
-        stages = patch_size.bit_length() - 1
-        widths = [in_channels, *[64] * (stages - 1), d_model]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            convolution = nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
-            nn.init.kaiming_normal_(convolution.weight)
-            layers += [convolution, nn.ReLU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)]
-        super().__init__(*layers)
-
-
-def sincos_table(grid: int, d_model: int) -> Tensor:
-    """Return fixed 2-D positions (G*G, D): sin y, sin x, cos y and cos x, each at D/4 frequencies."""
-    frequencies = 10000.0 ** (-torch.arange(d_model // 4) / (d_model // 4))
-    angles = torch.outer(torch.arange(grid, dtype=torch.float32), frequencies)
-    by_row = repeat(angles, "y f -> (y x) f", x=grid)
-    by_column = repeat(angles, "x f -> (y x) f", y=grid)
-    return torch.cat([by_row.sin(), by_column.sin(), by_row.cos(), by_column.cos()], dim=1)
-
-
-class Positions(nn.Module):
-    """Add to each patch token (B, G*G, D) a vector for its place, learned or sine-cosine.
-
-    For a grid other than the one it was made for, the table is interpolated like an image.
-    """
-
-    def __init__(self, kind: str, grid: int, d_model: int):
-        super().__init__()
-        self.grid = grid
-        self.table: Tensor
-        if kind == "learned":
-            self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid * grid, d_model), std=0.02))
-        else:
-            self.register_buffer("table", sincos_table(grid, d_model)[None], persistent=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens + self.resized(round(tokens.shape[1] ** 0.5))
-
-    def resized(self, grid: int) -> Tensor:
-        """Return the table for a grid of this side, (1, grid*grid, D)."""
-        if grid == self.grid:
-            return self.table
-        image = rearrange(self.table, "one (y x) D -> one D y x", y=self.grid)
-        image = F.interpolate(image, size=(grid, grid), mode="bicubic", antialias=True)
-        return rearrange(image, "one D y x -> one (y x) D")
+from .embedding import ConvStem, PatchStem, Positions
+from .encoder import EncoderModel
 
 
 class Attention(nn.Module):
@@ -178,7 +119,7 @@ class Features(NamedTuple):
     attention: list[Tensor]  # (B, h, N, N) probabilities; [..., i, j]: how much token i looks at token j
 
 
-class ViT(nn.Module):
+class ViT(EncoderModel):
     """Vision transformer for square images: float (B, C, S, S) -> logits (B, classes).
 
     Stages, each callable: ``embed``, ``encode``, ``pool``, ``head``; ``features`` shows the inside.
@@ -196,6 +137,8 @@ class ViT(nn.Module):
 
     The defaults are part of the keys of stored runs and never change.
     """
+
+    task_layers = ("importance", "head")
 
     def __init__(
         self,
@@ -218,11 +161,11 @@ class ViT(nn.Module):
     ):
         super().__init__()
         self.patch_size, self.pooling = patch_size, pool
-        self.prefix_tokens = registers + (pool == "cls")  # the class token first, then the registers
+        self.num_prefix_tokens = registers + (pool == "cls")  # the class token first, then the registers
         self.stem = (ConvStem if stem == "conv" else PatchStem)(in_channels, d_model, patch_size)
         self.positions = nn.Identity() if pos == "none" else Positions(pos, img_size // patch_size, d_model)
-        self.prefix = (
-            nn.Parameter(torch.empty(1, self.prefix_tokens, d_model)) if self.prefix_tokens else None
+        self.prefix_tokens = (
+            nn.Parameter(torch.empty(1, self.num_prefix_tokens, d_model)) if self.num_prefix_tokens else None
         )
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -244,8 +187,8 @@ class ViT(nn.Module):
 
     def initialise(self) -> None:
         """Draw the linear weights and the prefix from a normal of deviation 0.02, cut at 2; biases are 0."""
-        if self.prefix is not None:
-            nn.init.trunc_normal_(self.prefix, std=0.02)
+        if self.prefix_tokens is not None:
+            nn.init.trunc_normal_(self.prefix_tokens, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -264,8 +207,8 @@ class ViT(nn.Module):
                 f"边长是 patch_size={self.patch_size} 的倍数。"
             )
         tokens = self.positions(rearrange(self.stem(images), "B D y x -> B (y x) D"))
-        if self.prefix is not None:
-            tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], dim=1)
+        if self.prefix_tokens is not None:
+            tokens = torch.cat([self.prefix_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
         return self.dropout(tokens)
 
     def encode(self, tokens: Tensor) -> Tensor:
@@ -278,11 +221,11 @@ class ViT(nn.Module):
         """Sum an image up in one vector: (B, N, D) -> (B, D)."""
         if self.pooling == "cls":
             return tokens[:, 0]
-        patches = tokens[:, self.prefix_tokens :]
+        patches = tokens[:, self.num_prefix_tokens :]
         if self.importance is None:
             return patches.mean(dim=1)
         weights = self.importance(patches).softmax(dim=1)
-        return torch.einsum("bnw,bnd->bd", weights, patches)
+        return einsum(weights, patches, "B N one, B N D -> B D")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.pool(self.encode(self.embed(images))))

@@ -1,0 +1,72 @@
+"""From an image to tokens that know their places: the stems and positions of ``vit.py``.
+
+Letters in shapes: B images, C image channels, S side of an image, p side of a patch, G = S/p side of
+the patch grid, D width (d_model); y and x count rows and columns of the grid.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+
+class PatchStem(nn.Conv2d):
+    """Cut the image into p x p patches and map each linearly: (B, C, S, S) -> (B, D, G, G)."""
+
+    def __init__(self, in_channels: int, d_model: int, patch_size: int):
+        super().__init__(in_channels, d_model, kernel_size=patch_size, stride=patch_size)
+
+
+class ConvStem(nn.Sequential):
+    """Convolutional tokenizer of CCT (Hassani et al. 2021, arXiv:2104.05704): (B, C, S, S) -> (B, D, G, G).
+
+    Each stage, 3x3 convolution, ReLU, 3x3 max-pooling, halves the side: one stage for p = 2, two for p = 4.
+    """
+
+    def __init__(self, in_channels: int, d_model: int, patch_size: int):
+        stages = patch_size.bit_length() - 1
+        widths = [in_channels, *[64] * (stages - 1), d_model]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            convolution = nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight)
+            layers += [convolution, nn.ReLU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)]
+        super().__init__(*layers)
+
+
+def sincos_table(grid: int, d_model: int) -> Tensor:
+    """Return fixed 2-D positions (G*G, D): sin y, sin x, cos y and cos x, each at D/4 frequencies."""
+    frequencies = 10000.0 ** (-torch.arange(d_model // 4) / (d_model // 4))
+    angles = torch.outer(torch.arange(grid, dtype=torch.float32), frequencies)
+    by_row = repeat(angles, "y f -> (y x) f", x=grid)
+    by_column = repeat(angles, "x f -> (y x) f", y=grid)
+    return torch.cat([by_row.sin(), by_column.sin(), by_row.cos(), by_column.cos()], dim=1)
+
+
+class Positions(nn.Module):
+    """Add to each patch token (B, G*G, D) a vector for its place, learned or sine-cosine.
+
+    For a grid other than the one it was made for, the table is interpolated like an image.
+    """
+
+    def __init__(self, kind: str, grid: int, d_model: int):
+        super().__init__()
+        self.grid = grid
+        self.table: Tensor
+        if kind == "learned":
+            self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid * grid, d_model), std=0.02))
+        else:
+            self.register_buffer("table", sincos_table(grid, d_model)[None], persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.resized(round(tokens.shape[1] ** 0.5))
+
+    def resized(self, grid: int) -> Tensor:
+        """Return the table for a grid of this side, (1, grid*grid, D)."""
+        if grid == self.grid:
+            return self.table
+        image = rearrange(self.table, "one (y x) D -> one D y x", y=self.grid)
+        image = F.interpolate(image, size=(grid, grid), mode="bicubic", antialias=True)
+        return rearrange(image, "one D y x -> one (y x) D")
