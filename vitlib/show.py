@@ -7,12 +7,15 @@ origins in its appendix. In JupyterLab the caption is shown below the figure or 
 
 from __future__ import annotations
 
+import ast
 import base64
 import html
+import inspect
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import matplotlib.pyplot as plt
 from IPython.display import display
@@ -25,21 +28,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitlib.data import Dataset
+    from vitlib.record import Run
 
 MAX_SVG = 160_000  # bytes; a figure that is larger as SVG is stored as PNG
 PNG_DPI = 200
 NUMBER = re.compile(r"[-−+]?[\d,]*\.?\d+\s*(%|[±×\[(（].*)?|[—–-]|nan")
 
 
-class Run(Protocol):
-    """What this module reads of a finished run (see ``vitlib.store``)."""
-
-    recipe: Any
-    seed: int
-    data: dict[str, Any]
-
-
-Runs = Mapping[str, "Sequence[Run] | Run"] | Iterable["Run"]
+Runs: TypeAlias = "Mapping[str, Sequence[Run] | Run] | Iterable[Run]"
 _context: dict[str, Any] = {"data": None, "runs": ()}
 
 
@@ -168,6 +164,18 @@ def table(
     display(content, raw=True, metadata={"vitlib": meta})
 
 
+def source(thing: Any) -> None:
+    """Show the Python source of a class or function, without its docstrings: the prose around it explains."""
+    code = textwrap.dedent(inspect.getsource(thing))
+    lines = code.splitlines()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            first = node.body[0]
+            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)  # type: ignore
+    code = re.sub(r":\n\n+", ":\n", "\n".join(lines))
+    text(f"```python\n{code.strip()}\n```")
+
+
 def text(markdown: str) -> None:
     """Show a computed paragraph of Markdown; the report sets it like the prose around it."""
     if not markdown.strip():
@@ -223,19 +231,25 @@ def _meta(kind: str, caption: str, label: str, runs: Runs | None, result: bool) 
     }
 
 
-def _origin(run: Any) -> dict[str, Any]:
+def _origin(run: Run) -> dict[str, Any]:
     """Return the facts of a run that the report's appendix lists, as plain JSON values."""
+    from vitlib.record import is_stale
+
     return {
         "key": run.key,
         "recipe": run.recipe.name,
         "seed": run.seed,
         "epochs": run.recipe.epochs,
-        "data": {name: run.data[name] for name in ("name", "fingerprint", "train_images", "test_images")},
+        "data": {
+            name: run.data[name]
+            for name in ("name", "fingerprint", "provenance", "train_images", "test_images")
+        },
         "device": run.device,
-        "versions": {name: str(version) for name, version in run.versions.items()},
-        "numerics": getattr(run, "numerics", run.versions.get("numerics")),
-        "seconds": float(run.train_seconds),
-        "published": bool(run.published),
+        "versions": dict(run.versions),
+        "numerics": run.numerics,
+        "stale": is_stale(run),
+        "seconds": run.train_seconds,
+        "published": run.published,
         "failed": run.failed["message"] if run.failed else None,
     }
 
