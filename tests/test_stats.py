@@ -16,7 +16,7 @@ IMAGES = 1000
 
 
 def runs(rng, seeds, mean, difficulty, seed_sd=0.0, taste_sd=0.5):
-    """Seeds x images of a probit model: the images' difficulty, the recipe's taste, the seed's luck, noise."""
+    """Seeds x images of a probit model: an image's difficulty, the recipe's taste, the seed's luck, noise."""
     images = difficulty.size
     spread = math.sqrt(1 + difficulty.sd**2 + taste_sd**2 + seed_sd**2)
     latent = mean * spread + difficulty.values + taste_sd * rng.standard_normal(images, dtype="f")
