@@ -1,0 +1,103 @@
+"""Measures against values worked by hand and their defining identities."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vitlib.errors import UserError
+from vitlib.metrics import (
+    class_table,
+    confusion,
+    expected_calibration_error,
+    per_class_recall,
+    reliability,
+    score_table,
+    scores,
+)
+
+LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+PREDICTED = np.array([0, 0, 0, 1, 1, 2, 2, 0])
+CONFIDENCE = np.array([0.9, 0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.6])
+
+
+def test_measures_by_hand():
+    result = scores(LABELS, PREDICTED, CONFIDENCE, 3)
+    assert result["accuracy"] == pytest.approx(5 / 8)
+    assert result["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 2) / 3)
+    # F1 = 2 TP / (2 TP + FP + FN): 6/8, 2/4, 2/4.
+    assert result["macro_f1"] == pytest.approx((6 / 8 + 1 / 2 + 1 / 2) / 3)
+    assert (result["worst_class"], result["worst_recall"]) == (1, 0.5)
+    # Three at 0.9, all right: gap 0.1; five at 0.6, two right: gap 0.2.
+    assert result["ece"] == pytest.approx((3 * 0.1 + 5 * 0.2) / 8)
+
+
+def test_confusion_rows_are_the_truth():
+    expected = [[3, 1, 0], [0, 1, 1], [1, 0, 1]]
+    assert confusion(LABELS, PREDICTED, 3).tolist() == expected
+    assert confusion(LABELS, PREDICTED, 4)[3].tolist() == [0, 0, 0, 0]
+
+
+def test_a_class_without_test_images_is_left_out_of_every_mean():
+    assert np.isnan(per_class_recall(LABELS, PREDICTED, 4)[3])
+    assert scores(LABELS, PREDICTED, CONFIDENCE, 4) == scores(LABELS, PREDICTED, CONFIDENCE, 3)
+
+
+def test_always_one_class_scores_as_the_original_at_patch_16():
+    labels = np.repeat(np.arange(10), 487)
+    result = scores(labels, np.zeros_like(labels), np.full(labels.shape, 0.1), 10)
+    assert result["accuracy"] == result["balanced_accuracy"] == pytest.approx(0.1)
+    assert result["worst_recall"] == 0
+    assert result["ece"] == pytest.approx(0)
+
+
+def test_reliability_bins_are_closed_above_and_complete():
+    edges = np.array([0.0, 1 / 15, 1 / 15 + 1e-6, 1.0])
+    diagram = reliability(np.zeros(4), np.array([0, 0, 1, 0]), edges)
+    assert diagram["images"][[0, 1, 14]].tolist() == [2, 1, 1] and diagram["images"].sum() == 4
+    assert diagram["accuracy"][1] == 0 and diagram["accuracy"][14] == 1
+    assert np.isnan(diagram["accuracy"][7])
+
+
+def test_calibration_error_of_calibrated_and_overconfident_predictions():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.1, 1, 20000)
+    correct = rng.uniform(size=20000) < confidence
+    labels = np.zeros(20000, dtype=int)
+    predicted = np.where(correct, 0, 1)
+    assert expected_calibration_error(labels, predicted, confidence) < 0.02
+    sure = expected_calibration_error(labels, predicted, np.ones(20000))
+    assert sure == pytest.approx(1 - correct.mean())
+
+
+def fake_run(predicted):
+    return SimpleNamespace(
+        labels=LABELS,
+        predicted=predicted,
+        confidence=CONFIDENCE,
+        data={"class_names": ("飞机", "汽车", "鸟")},
+    )
+
+
+def test_tables_for_readers():
+    table = score_table({"基线": [fake_run(PREDICTED), fake_run(LABELS)], "改进": [fake_run(LABELS)]})
+    assert list(table["方案"]) == ["基线", "改进"] and list(table["种子数"]) == [2, 1]
+    assert table["准确率 / %"][0] == "81.2 ± 26.5" and table["准确率 / %"][1] == "100.0"
+    assert table["最差类别"][0] == "汽车" and table["最差类别召回率 / %"][0] == "75.0 ± 35.4"
+    classes = class_table(LABELS, PREDICTED, ("飞机", "汽车", "鸟"), (40, 20, 10))
+    assert list(classes["召回率 / %"]) == ["75.0", "50.0", "50.0"]
+    assert list(classes["精确率 / %"]) == ["75.0", "50.0", "50.0"]
+    assert list(classes["测试图像数"]) == [4, 2, 2]
+    with pytest.raises(UserError, match="改进"):
+        score_table({"改进": []})
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(UserError, match="一一对应"):
+        scores(LABELS, PREDICTED[:-1], CONFIDENCE, 3)
+    with pytest.raises(UserError, match="一一对应"):
+        reliability(LABELS, PREDICTED, CONFIDENCE[:-1])
+    with pytest.raises(UserError, match="类别数 2"):
+        confusion(LABELS, PREDICTED, 2)
+    with pytest.raises(UserError, match="不为空"):
+        confusion(LABELS[:0], PREDICTED[:0], 2)

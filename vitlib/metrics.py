@@ -1,0 +1,162 @@
+"""Measures of one set of predictions, and their tables over runs.
+
+Labels and predictions are class numbers 0 to K - 1, (images,); a confidence is the probability (0-1) given to
+the predicted class. All measures are fractions; only the tables for readers are in percent.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+from vitlib.errors import UserError
+from vitlib.stats import summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+
+
+class Scores(TypedDict):
+    """accuracy; balanced_accuracy: mean recall; macro_f1; worst_recall of class worst_class; ece."""
+
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    worst_recall: float
+    worst_class: int
+    ece: float
+
+
+def scores(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, classes: int) -> Scores:
+    """All measures of one set of predictions; classes without test images count in none of the means."""
+    recall = per_class_recall(labels, predicted, classes)
+    present = np.flatnonzero(~np.isnan(recall))
+    return Scores(
+        accuracy=float(np.mean(np.equal(labels, predicted))),
+        balanced_accuracy=float(recall[present].mean()),
+        macro_f1=float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
+        worst_recall=float(recall[present].min()),
+        worst_class=int(present[recall[present].argmin()]),
+        ece=expected_calibration_error(labels, predicted, confidence),
+    )
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts (K, K): row = true class, column = predicted class."""
+    _check(labels, predicted, classes)
+    return confusion_matrix(labels, predicted, labels=np.arange(classes))
+
+
+def per_class_recall(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Share of each class's images that were predicted rightly, (K,); NaN for a class without images."""
+    counts = confusion(labels, predicted, classes)
+    sizes = counts.sum(axis=1)
+    return np.divide(counts.diagonal(), sizes, out=np.full(classes, np.nan), where=sizes > 0)
+
+
+class Reliability(TypedDict):
+    """Per bin of confidence, (BINS,): images, their mean confidence and accuracy (NaN in an empty bin)."""
+
+    images: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def reliability(
+    labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, bins: int = BINS
+) -> Reliability:
+    """Bins of equal width, closed above: the points of a reliability diagram."""
+    _check(labels, predicted, None, confidence)
+    index = np.clip(np.ceil(np.asarray(confidence, dtype=float) * bins).astype(int) - 1, 0, bins - 1)
+    images = np.bincount(index, minlength=bins)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        sums = np.bincount(index, weights=values, minlength=bins)
+        return np.divide(sums, images, out=np.full(bins, np.nan), where=images > 0)
+
+    return Reliability(
+        images=images, confidence=mean(confidence), accuracy=mean(np.equal(labels, predicted).astype(float))
+    )
+
+
+def expected_calibration_error(
+    labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, bins: int = BINS
+) -> float:
+    """Mean over images of |accuracy - confidence| of the image's bin (Guo et al. 2017, equation 3)."""
+    diagram = reliability(labels, predicted, confidence, bins)
+    gaps = np.abs(diagram["accuracy"] - diagram["confidence"])
+    return float(np.nansum(diagram["images"] * gaps) / diagram["images"].sum())
+
+
+def run_scores(run: Any) -> Scores:
+    """``scores`` of a finished run on its test set."""
+    return scores(run.labels, run.predicted, run.confidence, len(run.data["class_names"]))
+
+
+def score_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
+    """One row a recipe, mean ± deviation over its seeds in percent, for readers.
+
+    The worst class is the one with the lowest recall averaged over the seeds.
+    """
+    import pandas as pd
+
+    columns = {
+        "准确率 / %": "accuracy",
+        "平均召回率 / %": "balanced_accuracy",
+        "宏平均 F1 / %": "macro_f1",
+        "ECE / %": "ece",
+    }
+    rows = []
+    for label, runs in runs_by_label.items():
+        if not runs:
+            raise UserError(f"“{label}”没有任何完成的训练，无法列入结果表。")
+        measured = [run_scores(run) for run in runs]
+        row: dict[str, Any] = {"方案": label, "种子数": len(runs)}
+        for column, key in columns.items():
+            row[column] = summary([each[key] for each in measured]).percent  # type: ignore[literal-required]
+        names = runs[0].data["class_names"]
+        recalls = np.array([per_class_recall(run.labels, run.predicted, len(names)) for run in runs])
+        worst = int(np.nanargmin(recalls.mean(axis=0)))
+        row["最差类别"] = names[worst]
+        row["最差类别召回率 / %"] = summary(recalls[:, worst].tolist()).percent
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def class_table(
+    labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str], class_counts: Sequence[int]
+) -> "pd.DataFrame":
+    """One row a class: training images, test images, precision, recall and F1 in percent, for readers."""
+    import pandas as pd
+
+    _check(labels, predicted, len(class_names))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(len(class_names)), zero_division=0
+    )
+    return pd.DataFrame(
+        {
+            "类别": list(class_names),
+            "训练图像数": list(class_counts),
+            "测试图像数": support,
+            "精确率 / %": [f"{100 * value:.1f}" for value in precision],
+            "召回率 / %": [f"{100 * value:.1f}" for value in recall],
+            "F1 / %": [f"{100 * value:.1f}" for value in f1],
+        }
+    )
+
+
+def _check(
+    labels: np.ndarray, predicted: np.ndarray, classes: int | None, confidence: np.ndarray | None = None
+) -> None:
+    sizes = [len(array) for array in (labels, predicted, confidence) if array is not None]
+    if len(set(sizes)) != 1 or sizes[0] == 0:
+        raise UserError(
+            f"标签、预测与置信度须一一对应且不为空，而其长度为 {sizes}：请检查它们是否来自同一测试集。"
+        )
+    if classes is not None and max(np.max(labels), np.max(predicted)) >= classes:
+        raise UserError(
+            f"类别编号须小于类别数 {classes}，而数据中出现了 {max(np.max(labels), np.max(predicted))}。"
+        )
