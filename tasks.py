@@ -98,9 +98,7 @@ def setup(options=None):
     STAMP.write_text(UNFINISHED)
     say("[2/2] 安装依赖（Linux 上约 6 GB，只有第一次要等几分钟）……")
     install()
-    temporary = STAMP.with_suffix(".tmp")
-    temporary.write_text(wanted)
-    os.replace(temporary, STAMP)
+    STAMP.write_text(wanted)
     say(f"环境已就绪，用时 {time.monotonic() - start:.0f} 秒。")
 
 
@@ -136,7 +134,7 @@ def install():
 
 
 def uv_environment(pip):
-    """Give uv the mirror and the certificate that the user gave to pip: uv does not read pip's settings."""
+    """Give uv the mirror and the certificate that pip was given: uv does not read pip's settings."""
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout
     settings = dict(re.findall(r"^\S+?\.([\w-]+)='(.*)'$", listed, flags=re.MULTILINE))
     names = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
@@ -269,9 +267,6 @@ def clean(options):
 
 TASKS = {"report": report, "test": test, "test-slow": test_slow, "lab": lab, "handin": handin, "setup": setup}
 TASKS.update({"lint": lint, "lock": lock, "clean": clean, "help": lambda options: say(HELP)})
-
-
-# ---------------------------------------------------------------------- parts
 
 
 def run(*command, env=None, cwd=ROOT):
