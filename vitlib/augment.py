@@ -62,13 +62,19 @@ class Augment:
                 raise UserError(f"没有叫 {name} 的数据增强。{hint}可用的开关：{'、'.join(known)}。")
         for name, default in known.items():
             value = switches.get(name, default)
-            object.__setattr__(self, name, tuple(map(float, value)) if isinstance(value, list | tuple) else value)
+            object.__setattr__(
+                self, name, tuple(map(float, value)) if isinstance(value, list | tuple) else value
+            )
 
     def switches(self) -> dict[str, Any]:
         """Return the switches that differ from their default, JSON-able."""
         out = {item.name: getattr(self, item.name) for item in fields(self)}
         return {
-            name: list(value) if isinstance(value, tuple) else type(default)(value) if default is not None else value
+            name: list(value)
+            if isinstance(value, tuple)
+            else type(default)(value)
+            if default is not None
+            else value
             for (name, value), default in zip(out.items(), (f.default for f in fields(self)), strict=True)
             if value != default
         }
@@ -81,17 +87,17 @@ class EpochDraws:
         source = generator(seed, "epoch", epoch)
         self.order = torch.randperm(images, generator=source).to(device)
         self.table = torch.rand(images, len(COLUMNS) + _SPARE, generator=source).to(device)
-        self.mixing = np.random.default_rng(derive(seed, "mix", epoch))
-        self._mix_seeds = self.mixing.integers(0, 2**62, size=steps)
+        # RandomState and not default_rng: numpy promises that its stream never changes
+        self._mix_seeds = np.random.RandomState(derive(seed, "mix", epoch) % 2**32).randint(2**31, size=steps)
 
     def rows(self, where: Tensor) -> dict[str, Tensor]:
         """Return the uniform draws in [0, 1) of the images ``where`` (B,), one (B,) tensor a column."""
         rows = self.table[where]
         return {name: rows[:, i] for i, name in enumerate(COLUMNS)}
 
-    def mix(self, step: int) -> np.random.Generator:
+    def mix(self, step: int) -> np.random.RandomState:
         """Return the generator that decides how the batch of this step (0-based in the epoch) is mixed."""
-        return np.random.default_rng(self._mix_seeds[step])
+        return np.random.RandomState(self._mix_seeds[step])
 
 
 def to_float(images: Tensor, normalize: str) -> Tensor:
@@ -189,21 +195,21 @@ def erase(pixels: Tensor, draws: dict[str, Tensor], probability: float) -> Tenso
 
 
 def mix(
-    pixels: Tensor, labels: Tensor, num_classes: int, switches: Augment, rng: np.random.Generator
+    pixels: Tensor, labels: Tensor, num_classes: int, switches: Augment, rng: np.random.RandomState
 ) -> tuple[Tensor, Tensor]:
     """Mix each image with the batch in reverse order, by Mixup or CutMix.
 
     pixels: float (B, C, H, W); labels: int64 (B,). Returns mixed pixels and soft labels float32 (B, K).
     """
     targets = F.one_hot(labels, num_classes).float()
-    use_cutmix = switches.cutmix > 0 and (switches.mixup == 0 or rng.random() < 0.5)
+    use_cutmix = switches.cutmix > 0 and (switches.mixup == 0 or rng.random_sample() < 0.5)
     if not use_cutmix:
         share = rng.beta(switches.mixup, switches.mixup)
         return torch.lerp(pixels.flip(0), pixels, share), torch.lerp(targets.flip(0), targets, share)
     height, width = pixels.shape[-2:]
     share = rng.beta(switches.cutmix, switches.cutmix)
     cut = np.sqrt(1 - share)
-    centre_y, centre_x = rng.integers(height), rng.integers(width)
+    centre_y, centre_x = rng.randint(height), rng.randint(width)
     top, bottom = (int(np.clip(centre_y + s * height * cut / 2, 0, height)) for s in (-1, 1))
     left, right = (int(np.clip(centre_x + s * width * cut / 2, 0, width)) for s in (-1, 1))
     mixed = pixels.clone()

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from vitlib.augment import Augment
 from vitlib.errors import UserError
@@ -71,7 +71,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            choices = getattr(spec.type, "__args__", None) if spec.name != "init_from" else None
+            choices = get_args(spec.type) if get_origin(spec.type) is Literal else ()
             if choices and getattr(self, spec.name) not in choices:
                 raise UserError(
                     f"配方 {self.name} 的 {spec.name}={getattr(self, spec.name)!r} 不可用，可选：{'、'.join(choices)}。"

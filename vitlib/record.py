@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitlib import checkpoint
 from vitlib.errors import UserError
 from vitlib.recipe import NUMERICS, Recipe
+from vitlib.state import build_model
+from vitlib.weights import find_weights, load_weights
 
 FORMAT = 1
 LIMIT = 32 * 1024  # bytes of one record
@@ -131,22 +132,22 @@ class Run:
 
     def load_state(self) -> dict[str, Tensor]:
         """Return the final state dict; raises UserError where only the record was kept."""
-        path = self.weights_path()
+        path = self.weights_path() or find_weights(self.key)
         if path is None:
             raise UserError(
                 f"运行 {self.name}（种子 {self.seed}）只留下了记录，没有权重；"
                 f"请用 vitlib train {self.name} --seed {self.seed} 在本机重新训练。"
             )
-        return checkpoint.load(path)[0]
+        return load_weights(path)[0]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether :meth:`load_model` will find weights, in the local store or among the published ones."""
+        return bool(self.weights_path() or find_weights(self.key))
 
     def load_model(self) -> nn.Module:
         """Return the trained model in evaluation mode, on the CPU."""
-        from types import SimpleNamespace
-
-        from vitlib.engine import build_model
-
-        shape = SimpleNamespace(num_classes=len(self.data["class_names"]), image_size=self.data["image_size"])
-        model = build_model(self.recipe, shape)
+        model = build_model(self.recipe, len(self.data["class_names"]), self.data["image_size"])
         model.load_state_dict(self.load_state())
         return model.eval()
 
@@ -157,7 +158,9 @@ def read_record(path: Path, published: bool) -> Run:
         record = json.loads(path.read_text("utf-8"))
         run = Run(record, path, published)
     except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise UserError(f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。") from error
+        raise UserError(
+            f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。"
+        ) from error
     expected = run.recipe.key(run.seed, run.data["fingerprint"], run.numerics)
     if record.get("format") != FORMAT or expected != run.key:
         raise UserError(f"运行记录 {path} 的内容与它的键 {run.key} 不符，可能被改动过；请删去它或重新取得。")

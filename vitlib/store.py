@@ -14,17 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 from vitlib import checkpoint
 from vitlib.data import Dataset
 from vitlib.device import autocast_dtype, describe, pick
-from vitlib.engine import Outcome, Trainer, build_model
+from vitlib.engine import Outcome, Trainer
 from vitlib.errors import UserError
 from vitlib.models import count
 from vitlib.paths import PACKAGE, results_dir, runs_dir
-from vitlib.record import FORMAT, LIMIT, Run, answers, pack_bytes, pack_curve, read_record
 from vitlib.recipe import NUMERICS, Recipe
+from vitlib.record import FORMAT, LIMIT, Run, answers, pack_bytes, pack_curve, read_record
+from vitlib.state import build_model
+from vitlib.weights import save_weights
 
 KEEP_WEIGHTS = 64 * 2**20  # bytes: larger ones (the original's head) are not worth their room
 
@@ -77,8 +80,7 @@ class Store:
         key = recipe.key(seed, data.fingerprint)
         work = self.root / f"{key}.work"
         try:
-            work.mkdir(parents=True, exist_ok=True)
-            with _lock(self.root / f"{key}.lock"):
+            with _lock(self.root / "locks" / key):
                 if found := self.find(recipe, seed, data, weights):  # another process was faster
                     return found
                 work.mkdir(exist_ok=True)
@@ -109,16 +111,25 @@ class Store:
         return path
 
     def _publish_local(
-        self, key: str, work: Path, recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome
+        self,
+        key: str,
+        work: Path,
+        recipe: Recipe,
+        seed: int,
+        data: Dataset,
+        device: torch.device,
+        outcome: Outcome,
     ) -> Run:
+        record = make_record(recipe, seed, data, device, outcome)
         weights = work / "weights.safetensors"
         size = sum(tensor.numel() * tensor.element_size() for tensor in outcome.state.values())
         if size <= KEEP_WEIGHTS and not outcome.failed:
-            checkpoint.save(weights, outcome.state, {"key": key, "name": recipe.name, "seed": seed})
-        record = make_record(recipe, seed, data, device, outcome)
+            save_weights(weights, outcome.state, record)
         text = json.dumps(record, ensure_ascii=False)
         if len(text.encode()) > LIMIT:
-            raise UserError(f"运行 {recipe.name} 的记录有 {len(text.encode())} 字节，超过上限 {LIMIT}；请减少轮数或测试图像。")
+            raise UserError(
+                f"运行 {recipe.name} 的记录有 {len(text.encode())} 字节，超过上限 {LIMIT}；请减少轮数或测试图像。"
+            )
         checkpoint.write_atomic(work / "record.json", text.encode())
         (work / "checkpoint.safetensors").unlink(missing_ok=True)
         final = self.root / key
@@ -128,17 +139,23 @@ class Store:
         return read_record(final / "record.json", published=any(self.published.glob(f"*-{key}.json")))
 
 
-def make_record(recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome) -> dict[str, Any]:
+def make_record(
+    recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome
+) -> dict[str, Any]:
     """Return the JSON-able record of a finished run."""
-    model = build_model(recipe, data).eval()
-    cost = count(model, data.image_size)
-    predicted = confidence = b""
+    cost = count(build_model(recipe, data.num_classes, data.image_size), data.image_size)
+    labels = predicted = confidence = np.array([], np.uint8)
     accuracy = None
     if outcome.test_logits is not None:
-        predicted, confidence = answers(outcome.test_logits)  # type: ignore[assignment]
-        accuracy = float((predicted == data.test.labels.numpy()).mean())
-    curves = {name: pack_curve(values) for name, values in outcome.history.items() if name not in ("epoch", "lr")}
-    fitted = sum(len(part) for part in data.split(seed=0)[:1]) if recipe.protocol == "study" else len(data.train)
+        labels = data.test.labels.numpy().astype(np.uint8)
+        predicted, confidence = answers(outcome.test_logits)
+        accuracy = float((predicted == labels).mean())
+    curves = {
+        name: pack_curve(values) for name, values in outcome.history.items() if name not in ("epoch", "lr")
+    }
+    fitted = (
+        sum(len(part) for part in data.split(seed=0)[:1]) if recipe.protocol == "study" else len(data.train)
+    )
     return {
         "format": FORMAT,
         "key": recipe.key(seed, data.fingerprint),
@@ -161,11 +178,12 @@ def make_record(recipe: Recipe, seed: int, data: Dataset, device: torch.device, 
         "params": cost.params,
         "flops": cost.flops,
         "history": curves,
-        "labels": pack_bytes(data.test.labels.numpy() if accuracy is not None else b""),  # type: ignore[arg-type]
-        "predicted": pack_bytes(predicted),  # type: ignore[arg-type]
-        "confidence": pack_bytes(confidence),  # type: ignore[arg-type]
+        "labels": pack_bytes(labels),
+        "predicted": pack_bytes(predicted),
+        "confidence": pack_bytes(confidence),
         "timing": {name: round(value, 3) for name, value in outcome.timing.items()},
-        "machine": describe(device) | {"dtype": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")},
+        "machine": describe(device)
+        | {"dtype": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")},
         "source": source_hash(),
     }
 
@@ -180,12 +198,14 @@ def source_hash() -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the operating system frees it when the process dies, however it dies."""
+    """Hold an exclusive lock; the operating system frees it when the process dies, however it dies.
+
+    The empty file stays: unlinking it would let a third process lock another file of the same name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         _acquire(file)
         yield
-    with contextlib.suppress(OSError):  # on Windows another process may hold it by now
-        path.unlink()
 
 
 def _acquire(file: IO[bytes]) -> None:

@@ -1,0 +1,7 @@
+"""``python -m vitlib`` is the console command ``vitlib``."""
+
+import sys
+
+from vitlib.cli import main
+
+sys.exit(main())

@@ -1,0 +1,118 @@
+"""Carrying runs from one machine to another: a few files of bounded size, verified on arrival."""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vitlib import checkpoint
+from vitlib.errors import UserError
+from vitlib.paths import checkout
+from vitlib.record import Run, read_record
+from vitlib.store import Store
+
+MOST_FILES, FILE_BYTES, TOTAL_BYTES = 8, 16 * 2**20, 64 * 2**20
+_HEADER = 1024  # of each member, its entries in the zip's directory and the manifest included
+
+
+def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
+    """Pack runs into at most 8 zips of at most 16 MiB, 64 MiB together, and return what did not fit.
+
+    Records go first, then weights, then the checkpoints of runs under way. ``keys`` gives the runs in the
+    order of their importance.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("runs-*.zip"):
+        old.unlink()
+    wanted = [store.root / key / "record.json" for key in keys]
+    wanted += [store.root / key / "weights.safetensors" for key in keys]
+    wanted += [store.root / f"{key}.work" / "checkpoint.safetensors" for key in keys]
+    packs: list[list[Path]] = []
+    room: list[int] = []
+    left_out, total = [], 0
+    for path in filter(Path.exists, wanted):
+        size = path.stat().st_size + _HEADER
+        place = next((i for i, free in enumerate(room) if size <= free), None)
+        fits = size <= FILE_BYTES and total + size <= TOTAL_BYTES
+        if place is None and fits and len(packs) < MOST_FILES:
+            packs.append([])
+            room.append(FILE_BYTES - _HEADER)
+            place = len(packs) - 1
+            fits = size <= room[place]
+        if place is None or not fits:
+            left_out.append(f"{path.relative_to(store.root)}（{path.stat().st_size / 2**20:.1f} MiB）")
+            continue
+        packs[place].append(path)
+        room[place] -= size
+        total += size
+    for i, paths in enumerate(packs):
+        checkpoint.write_atomic(folder / f"runs-{i}.zip", _zip(store.root, paths))
+    return left_out
+
+
+def _zip(root: Path, paths: Sequence[Path]) -> bytes:
+    buffer = io.BytesIO()
+    sums = {}
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # its parts are compressed already
+        for path in paths:
+            content, name = path.read_bytes(), path.relative_to(root).as_posix()
+            sums[name] = hashlib.sha256(content).hexdigest()
+            archive.writestr(name, content)
+        archive.writestr("manifest.json", json.dumps(sums))
+    return buffer.getvalue()
+
+
+def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list[Run]:
+    """Verify the zips that :func:`export` wrote and merge them into the store; return the new runs.
+
+    Runs that the store has stay as they are. With ``publish`` (the default in a checkout) the records
+    are copied to the published ones. Raises UserError when a file is damaged; nothing of it is taken then.
+    """
+    archives = sorted(folder.glob("runs-*.zip"))
+    if not archives:
+        raise UserError(f"{folder} 里没有 runs-*.zip，请给出 vitlib sweep --export 写出的文件夹。")
+    publish = checkout() is not None if publish is None else publish
+    with TemporaryDirectory() as temporary:
+        stage = Path(temporary)
+        for path in archives:
+            _unpack(path, stage)
+        runs = [read_record(path, published=False) for path in sorted(stage.glob("*/record.json"))]
+        for run in runs:
+            if run.path.parent.name != run.key:
+                raise UserError(
+                    f"{folder} 中文件夹 {run.path.parent.name} 的记录属于另一次运行 {run.key}，请重新导出。"
+                )
+        store.root.mkdir(parents=True, exist_ok=True)
+        for source in sorted(path for path in stage.iterdir() if path.is_dir()):
+            target = store.root / source.name
+            done = store.root / source.name.removesuffix(".work") / "record.json"
+            if done.exists() or (target.exists() and source.name.endswith(".work")):
+                continue
+            partial = target.with_name(f".{source.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial)
+            partial.rename(target)
+        merged = [read_record(store.root / run.key / "record.json", published=publish) for run in runs]
+    for run in merged:
+        if publish:
+            store.publish(run)
+    return merged
+
+
+def _unpack(path: Path, stage: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sums = json.loads(archive.read("manifest.json"))
+            for name, digest in sums.items():
+                content = archive.read(name)
+                parts = Path(name).parts
+                if hashlib.sha256(content).hexdigest() != digest or len(parts) != 2 or ".." in parts:
+                    raise ValueError(f"{name} 的校验和不符")
+                (stage / parts[0]).mkdir(exist_ok=True)
+                (stage / parts[0] / parts[1]).write_bytes(content)
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path} 已损坏（{error}），请重新传送；其中的运行一个也没有导入。") from error

@@ -1,0 +1,157 @@
+"""Which runs each section of the report rests on, and how a profile cuts them to the machine.
+
+A section is a table of entries: a label for the reader, a recipe, and the tier in which a GPU gets to it.
+A profile shrinks images, epochs and seeds, and nothing else: the models keep their size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vitlib import recipes
+from vitlib.data import Dataset
+from vitlib.errors import UserError
+from vitlib.models import count, create_model
+from vitlib.recipe import Recipe
+
+TIERS = {1: "最佳配方与原系统", 2: "它们的更多种子", 3: "2.3 消融", 4: "2.2 类别不平衡", 5: "2.4 轻量化"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a section's table: reader's label, recipe, tier of its first seed and of further seeds."""
+
+    label: str
+    recipe: Recipe
+    tier: int
+    more_seeds_tier: int | None = None  # None: in the same tier
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How far a plan is cut down.
+
+    images, test_images: stratified subsets, None for all; epochs: by model name, empty for the recipe's own;
+    seeds: how many; tier: last tier run at full size, later ones are left out.
+    """
+
+    name: str
+    images: int | None = None
+    test_images: int | None = None
+    epochs: tuple[tuple[str, int], ...] = ()
+    seeds: int = 3
+    tier: int = 5
+
+    def fit(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with this profile's epochs, its pre-training included."""
+        epochs = dict(self.epochs).get(recipe.model)
+        if epochs is None:
+            return recipe
+        start = recipe.init_from and self.fit(recipe.init_from)
+        warmup = min(recipe.warmup_epochs, epochs / 5)
+        return recipe.but(epochs=epochs, init_from=start, warmup_epochs=warmup)
+
+    def cut(self, data: Dataset) -> Dataset:
+        """Return the data set with this profile's numbers of images."""
+        train = None if self.images is None or self.images >= len(data.train) else self.images
+        test = None if self.test_images is None or self.test_images >= len(data.test) else self.test_images
+        return data if train is None and test is None else data.subset(train, test)
+
+
+PROFILES = {
+    "smoke": Profile("smoke", 160, 100, (("original", 1), ("vit", 1)), seeds=1),
+    "quick": Profile("quick", 2_000, 1_000, (("original", 3), ("vit", 10)), seeds=1),
+    "full": Profile("full"),
+}
+
+SECTIONS: dict[str, list[Entry]] = {
+    "2.1": [
+        Entry("最佳配方", recipes.BEST, 1, 2),
+        Entry("原系统（vanilla）", recipes.VANILLA, 1, 2),
+        Entry("原系统（improved）", recipes.IMPROVED, 1, 2),
+        Entry("现代 ViT", recipes.VIT, 1, 2),
+    ],
+    "2.2": [
+        Entry("原系统（vanilla）", recipes.VANILLA, 1, 2),
+        Entry("原系统（improved）", recipes.IMPROVED, 1, 2),
+        Entry("现代 ViT", recipes.VIT, 1, 2),
+        Entry(
+            "现代 ViT + 类别加权",
+            recipes.VIT.but(name="vit-weighted", loss_args={"weighting": "balanced"}),
+            4,
+        ),
+    ],
+    "2.3": [
+        Entry("原系统（patch 16，遇非有限值即停）", recipes.PATCH16, 1, 2),
+        Entry("原系统（patch 16，照原样继续）", recipes.PATCH16_ON, 1, 2),
+        Entry("原系统（patch 16，更正注意力随机失活）", recipes.PATCH16_FIXED, 1, 2),
+        Entry("patch 4", recipes.VIT, 1, 2),
+        *(
+            Entry(
+                f"patch {size}", recipes.VIT.but(name=f"vit-patch{size}", model_args={"patch_size": size}), 3
+            )
+            for size in (8, 16)
+        ),
+    ],
+    "2.4": [Entry("现代 ViT", recipes.VIT, 1, 2)],
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to have: a fitted recipe, a seed, and the tier it belongs to."""
+
+    recipe: Recipe
+    seed: int
+    tier: int
+    label: str
+
+
+def profile_named(name: str, **overrides: object) -> Profile:
+    """Return a profile; ``images``, ``test_images``, ``epochs`` and ``seeds`` that are not None replace its own."""
+    if name not in PROFILES:
+        raise UserError(f"没有叫 {name} 的档位；可用的档位：{'、'.join(PROFILES)}、auto、published。")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if isinstance(epochs := given.get("epochs"), int):
+        given["epochs"] = (("original", epochs), ("vit", epochs))
+    return replace(PROFILES[name], **given)  # type: ignore[arg-type]
+
+
+def jobs(section: str, profile: Profile) -> list[Job]:
+    """Return the runs of a section (``all`` for every section), each once, in the order a GPU should take them."""
+    if section != "all" and section not in SECTIONS:
+        raise UserError(f"没有叫 {section} 的计划；可用的计划：{'、'.join(SECTIONS)}、all。")
+    entries = [e for name, table in SECTIONS.items() if section in ("all", name) for e in table]
+    found: dict[tuple[str, int], Job] = {}
+    for entry in entries:
+        for seed in range(profile.seeds):
+            tier = entry.tier if seed == 0 else entry.more_seeds_tier or entry.tier
+            if tier <= profile.tier:
+                job = Job(profile.fit(entry.recipe), seed, tier, entry.label)
+                found.setdefault((job.recipe.name, seed), job)
+    return sorted(found.values(), key=lambda job: job.tier)
+
+
+def costs(todo: Sequence[Job]) -> dict[str, int]:
+    """Return the FLOPs of one image's forward pass by recipe name, counted on stand-in weights."""
+    out = {}
+    for job in todo:
+        if job.recipe.name not in out:
+            with torch.device("meta"):
+                out[job.recipe.name] = count(create_model(job.recipe.model, **job.recipe.model_args)).flops
+    return out
+
+
+def prices(todo: Sequence[Job], images: int, flops_per_second: float) -> dict[int, float]:
+    """Return the estimated seconds of the jobs by tier, a pre-training shared between runs counted once."""
+    cost, out, paid = costs(todo), {}, set()  # type: ignore[var-annotated]
+    for job in todo:
+        forward = 3.0 * cost[job.recipe.name] * images / flops_per_second
+        seconds = forward * job.recipe.epochs
+        if start := job.recipe.init_from:
+            key = (repr(start.spec()), job.seed)
+            seconds += forward * start.epochs if key not in paid else 0.0
+            paid.add(key)
+        out[job.tier] = out.get(job.tier, 0.0) + seconds
+    return out

@@ -1,0 +1,130 @@
+"""Everything a run under way consists of, and how it survives a kill."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vitlib import checkpoint
+from vitlib.models import create_model
+from vitlib.progress import Progress
+from vitlib.recipe import Recipe
+
+FINE = 2**62  # "no bad step yet"
+
+
+class TrainState:
+    """Model, optimiser, moving average, sums of the epoch under way, history, step: what a checkpoint holds.
+
+    Attributes
+        model, optimizer; ema: state dict of the averaged weights, or None
+        step: the next step, 0-based; seconds: training time so far, over all processes
+        history: one list a column, one entry a finished epoch
+        loss_sum, hits: sums over the steps of the epoch under way; bad_step: first non-finite step, or FINE
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, device: torch.device) -> None:
+        self.device, self.model, self.decay = device, model, recipe.ema
+        self.optimizer = make_optimizer(recipe, model)
+        self.ema = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None
+        self.history: dict[str, list[float]] = {}
+        self.step, self.seconds, self._mark = 0, 0.0, time.monotonic()
+        self.bad_step = torch.tensor(FINE, device=device)
+        self.zero_sums()
+
+    def zero_sums(self) -> None:
+        """Begin an epoch's sums."""
+        wide = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no double
+        self.loss_sum = torch.zeros((), dtype=wide, device=self.device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def update_ema(self) -> None:
+        """Move the averaged weights towards the present ones; the decay warms up as (1 + t) / (10 + t)."""
+        if self.ema is None:
+            return
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        state = self.model.state_dict()
+        moving = [(self.ema[k], v) for k, v in state.items() if v.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in moving], [v for _, v in moving], 1 - decay)
+
+    def final(self) -> Mapping[str, Tensor]:
+        """Return the weights that are evaluated and kept: the average, where there is one."""
+        return self.ema if self.ema is not None else self.model.state_dict()
+
+    def start_clock(self) -> None:
+        """Begin to count training time."""
+        self._mark = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Add the time since the clock was last started or read."""
+        now = time.monotonic()
+        self.seconds, self._mark = self.seconds + now - self._mark, now
+
+    def save(self, folder: Path) -> None:
+        """Replace the checkpoint in ``folder``; a full disk costs a line on standard error, not the run."""
+        self.stop_clock()
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in (self.ema or {}).items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+        tensors |= {"loss_sum": self.loss_sum, "hits": self.hits, "bad_step": self.bad_step}
+        story = {"step": self.step, "seconds": self.seconds, "history": self.history}
+        try:
+            checkpoint.save(folder / "checkpoint.safetensors", tensors, story)
+        except OSError as error:  # the run itself is sound: go on with the older checkpoint
+            Progress.warn(f"检查点没有存下（{error}），训练继续；请腾出磁盘空间。")
+
+    def resume(self, folder: Path) -> None:
+        """Continue from the checkpoint in ``folder`` if there is one, and cut the log back to it."""
+        path = folder / "checkpoint.safetensors"
+        if not path.exists():
+            (folder / "log.jsonl").unlink(missing_ok=True)
+            return
+        tensors, story = checkpoint.load(path)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition(".")
+            if rest:
+                parts[group][rest] = tensor
+        self.model.load_state_dict(parts["model"])
+        if self.ema is not None:
+            self.ema = {k: v.to(self.device) for k, v in parts["ema"].items()}
+        saved: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            saved.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": saved})
+        self.step, self.seconds, self.history = story["step"], story["seconds"], story["history"]
+        for name in ("loss_sum", "hits", "bad_step"):
+            setattr(self, name, tensors[name].to(self.device))
+        rows = [dict(zip(self.history, row, strict=True)) for row in zip(*self.history.values(), strict=True)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        checkpoint.write_atomic(folder / "log.jsonl", text.encode())
+
+
+def build_model(recipe: Recipe, num_classes: int, image_size: int) -> nn.Module:
+    """Return the recipe's model, untrained, for images (B, 3, image_size, image_size)."""
+    args = {"num_classes": num_classes, "img_size": image_size} | dict(recipe.model_args)
+    if recipe.objective == "autoencode":
+        args["classifier"] = False
+    return create_model(recipe.model, **args)
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser; each group's ``lr_scale`` multiplies the scheduled rate.
+
+    AdamW leaves biases, norms, positions and extra tokens undecayed; Adam decays all, as the original did.
+    """
+    encoder = {id(parameter) for parameter in model.encoder_parameters()}  # type: ignore[operator]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        scale = recipe.encoder_lr_scale if id(parameter) in encoder else 1.0
+        special = parameter.ndim < 2 or name.startswith(("positions.", "prefix"))
+        decay = 0.0 if recipe.optimizer == "adamw" and special else recipe.weight_decay
+        groups.setdefault((scale, decay), []).append(parameter)
+    listed = [{"params": ps, "weight_decay": wd, "lr_scale": scale} for (scale, wd), ps in groups.items()]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+    return kind(listed, lr=recipe.lr, fused=True)

@@ -1,0 +1,143 @@
+"""What a notebook opens: a section's data and runs, under a profile."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vitlib import plans
+from vitlib.data import Dataset, load
+from vitlib.device import pick
+from vitlib.errors import UserError
+from vitlib.plans import SECTIONS, Entry, Profile
+from vitlib.progress import Progress
+from vitlib.record import Run, is_stale, read_record
+from vitlib.store import Store
+from vitlib.sweep import affordable, calibrate
+
+
+@dataclass(frozen=True)
+class Study:
+    """A section's runs by label, in the order of its table, and the data they were cut from.
+
+    data: already cut to the profile; in ``published`` the data at hand, for pictures only.
+    """
+
+    section: str
+    profile: str
+    data: Dataset
+    runs: dict[str, list[Run]]
+
+    def first(self, label: str) -> Run:
+        """Return the run of the first seed; raises UserError when this report has none of that label."""
+        if not self.runs.get(label):
+            raise UserError(f"{self.section} 节没有“{label}”的运行；有的是：{'、'.join(self.runs)}。")
+        return self.runs[label][0]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return the settings of the runs as rows for a table, Chinese column names."""
+        return [
+            {
+                "配置": label,
+                "配方": runs[0].name,
+                "轮数": runs[0].epochs,
+                "批大小": runs[0].recipe.batch_size,
+                "学习率": f"{runs[0].recipe.lr:g}",
+                "训练图像": runs[0].data["train_images"],
+                "种子数": len(runs),
+                "参数量": runs[0].params,
+            }
+            for label, runs in self.runs.items()
+        ]
+
+
+def open_study(
+    section: str,
+    profile: str = "quick",
+    data: str | Dataset = "auto",
+    *,
+    images: int | None = None,
+    epochs: int | None = None,
+    seeds: int | None = None,
+    extra: Sequence[Entry] = (),
+    store: Store | None = None,
+    show: bool = True,
+) -> Study:
+    """Open a section: load the data, cut it to the profile, and train what the store lacks.
+
+    profile: ``smoke``, ``quick``, ``full``, ``auto`` (by the machine) or ``published`` (no training: the
+    published records). ``images``, ``epochs`` and ``seeds`` replace the profile's own; ``extra`` entries
+    join the section's table.
+    """
+    store = store or Store()
+    dataset = load(data) if isinstance(data, str) else data
+    table = [*SECTIONS[section], *extra]
+    if profile == "published":
+        return Study(section, profile, dataset, published_runs(table, store))
+    chosen = resolve(profile, dataset, images=images, epochs=epochs, seeds=seeds)
+    dataset = chosen.cut(dataset)
+    wanted = [entry for entry in table if entry.tier <= chosen.tier]
+    runs: dict[str, list[Run]] = {}
+    with Progress(len(wanted) * chosen.seeds, f"{section} 节的运行", unit="次", show=show) as progress:
+        for entry in wanted:
+            recipe = chosen.fit(entry.recipe)
+            runs[entry.label] = []
+            for seed in range(chosen.seeds):
+                runs[entry.label].append(store.get(recipe, seed, dataset, show=show))
+                progress.advance()
+    return Study(section, chosen.name, dataset, runs)
+
+
+def resolve(name: str, data: Dataset, budget: float = 1200.0, **overrides: int | None) -> Profile:
+    """Return a profile by name; ``auto`` is ``quick`` on a CPU and on a GPU the last tier that fits ``budget``.
+
+    The estimate comes from a short calibration; when not even the first tier fits, ``quick`` it is.
+    """
+    if name != "auto":
+        return plans.profile_named(name, **overrides)
+    device = pick()
+    if device.type == "cpu":
+        return plans.profile_named("quick", **overrides)
+    full = plans.profile_named("full", **overrides)
+    tier = affordable(full, plans.prices(plans.jobs("all", full), len(data.train), calibrate(device)), budget)
+    if not tier:
+        return plans.profile_named("quick", **overrides)
+    seeds = full.seeds if tier >= 2 else 1
+    return plans.profile_named(
+        "full", **{**overrides, "tier": tier, "seeds": overrides.get("seeds") or seeds}
+    )
+
+
+def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]:
+    """Return the published runs of a table's recipes, by label.
+
+    Runs can only be compared on the same data: of the data sets (and their subsets) that the records come
+    from, the one that serves most entries is taken, the larger one where two serve as many; of a recipe's
+    lengths of training the longest. Stale records are used; the report's appendix marks them.
+    """
+    runs = [read_record(path, published=True) for path in sorted(store.published.glob("*.json"))]
+    if not runs:
+        raise UserError(f"{store.published} 里还没有已发布的运行记录；请先用 PROFILE=quick 生成报告。")
+    by_data: dict[str, list[Run]] = {}
+    for run in runs:
+        by_data.setdefault(run.data["fingerprint"], []).append(run)
+
+    def serve(candidates: list[Run]) -> dict[str, list[Run]]:
+        out = {}
+        for entry in table:
+            mine = [run for run in candidates if run.name == entry.recipe.name]
+            longest = max((run.epochs for run in mine), default=0)
+            if mine:
+                out[entry.label] = sorted((r for r in mine if r.epochs == longest), key=lambda run: run.seed)
+        return out
+
+    tables = [serve(candidates) for candidates in by_data.values()]
+    best = max(tables, key=lambda t: (len(t), sum(r[0].data["train_images"] for r in t.values())))
+    if not best:
+        names = "、".join(entry.recipe.name for entry in table)
+        raise UserError(f"{store.published} 里没有这一节要用的运行记录（{names}）。")
+    return best
+
+
+def stale_runs(store: Store) -> list[Run]:
+    """Return the published runs that were made under an older numerics version."""
+    runs = (read_record(path, published=True) for path in sorted(store.published.glob("*.json")))
+    return [run for run in runs if is_stale(run)]

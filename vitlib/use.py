@@ -1,0 +1,52 @@
+"""Using a trained model: accuracy on a set of images, classes of single files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitlib.data import LabeledImages, read_image
+from vitlib.device import pick
+from vitlib.evaluate import predict
+from vitlib.progress import Progress
+from vitlib.weights import Trained
+
+
+def _logits(trained: Trained, images: Tensor) -> Tensor:
+    device = pick()
+    model = trained.model.to(device)
+    return predict(model, images, device=device, normalize=trained.recipe.normalize)
+
+
+def evaluate_images(trained: Trained, images: LabeledImages) -> dict[str, Any]:
+    """Return ``accuracy`` (0-1), the number of ``images`` and ``per_class`` accuracy by class name.
+
+    A class without images has the accuracy None. Labels index ``trained.class_names``.
+    """
+    correct = _logits(trained, images.images).argmax(1) == images.labels
+    per_class = {}
+    for label, name in enumerate(trained.class_names):
+        mine = correct[images.labels == label]
+        per_class[name] = float(mine.double().mean()) if len(mine) else None
+    return {"accuracy": float(correct.double().mean()), "images": len(images), "per_class": per_class}
+
+
+def predict_files(trained: Trained, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return per file its path, the likeliest class, its confidence (0-1) and all probabilities by class name."""
+    rows = []
+    with Progress(len(paths), "识别", unit="张", show=len(paths) > 100) as progress:
+        for path in paths:
+            probabilities = _logits(trained, read_image(path, trained.image_size)[None]).softmax(1)[0]
+            best = int(probabilities.argmax())
+            by_name = dict(zip(trained.class_names, probabilities.tolist(), strict=True))
+            rows.append(
+                {
+                    "image": str(path),
+                    "class": trained.class_names[best],
+                    "confidence": float(probabilities[best]),
+                    "probabilities": by_name,
+                }
+            )
+            progress.advance()
+    return rows
