@@ -1,0 +1,71 @@
+"""Render a merged notebook to one self-contained HTML page with nbconvert and the project's template."""
+
+from typing import Any
+
+from bs4 import BeautifulSoup
+from jinja2 import pass_context
+from jinja2.runtime import Context
+from nbconvert.exporters.html import HTMLExporter
+from nbformat import NotebookNode
+from traitlets.config import Config
+
+from vitlib.errors import UserError
+from vitlib.paths import share
+from vitlib.report import captions, fonts
+from vitlib.report.mathml import FormulaError, formulas_in, markdown
+
+
+class ReportExporter(HTMLExporter):
+    """HTML with MathML instead of MathJax; a formula that cannot be converted names its cell."""
+
+    @property
+    def default_config(self) -> Config:
+        own = Config(
+            HTMLExporter={
+                "template_name": "report",
+                "extra_template_basedirs": [str(share("report") / "templates")],
+                "exclude_input_prompt": True,
+                "exclude_output_prompt": True,
+            }
+        )
+        config = super().default_config.copy()
+        config.merge(own)
+        return config
+
+    @pass_context
+    def markdown2html(self, context: Context, source: str) -> str:
+        return _located(context, markdown, source)
+
+    def default_filters(self) -> Any:
+        yield from super().default_filters()
+        yield "formulas", _formulas
+
+
+@pass_context
+def _formulas(context: Context, fragment: str) -> str:
+    return _located(context, formulas_in, fragment)
+
+
+def _located(context: Context, convert: Any, source: str) -> str:
+    try:
+        return str(convert(source))
+    except FormulaError as error:
+        raise UserError(f"{context['cell'].metadata.where}：{error}。") from error
+
+
+def to_html(notebook: NotebookNode, front: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return the report's HTML and the labels that its text never refers to.
+
+    Args:
+        notebook: cells from :func:`vitlib.report.document.merge`.
+        front: ``title``, ``abstract`` (Markdown), ``course``, ``members`` and the facts of
+            :func:`vitlib.report.front.gather`, as the template names them.
+    """
+    html, _ = ReportExporter().from_notebook_node(notebook, resources={"front": front})
+    soup = BeautifulSoup(html, "html.parser")
+    unused = captions.finish(soup)
+    style = soup.new_tag("style")
+    style.string = fonts.embed(soup)
+    assert soup.head is not None
+    soup.head.append(style)
+    return str(soup), unused

@@ -1,0 +1,94 @@
+"""The parts that no notebook writes: the front page from members.yml, the appendix from the runs' origins."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitlib.errors import UserError
+
+PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn", "scipy", "nbconvert")
+
+
+def read_members(path: Path) -> dict[str, Any]:
+    """Return ``course`` and ``members`` (name, number, work, share in percent, equal) from members.yml.
+
+    Raises:
+        UserError: file missing or not YAML, a member without name, work or share, shares that do not
+            sum to 100 %.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"成员表 {path} 读不出来（{error.strerror}）；请放回它或改用 report/members.yml。"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"成员表 {path} 的格式不对：{error}。请检查缩进、冒号和编码（UTF-8）。") from error
+    members = content.get("members") if isinstance(content, dict) else None
+    if not isinstance(members, list) or not members:
+        raise UserError(f"成员表 {path} 里没有 members 列表；每位成员一项，写明 name、work 和 share。")
+    total = 0.0
+    for at, member in enumerate(members, start=1):
+        if not isinstance(member, dict) or not all(member.get(name) for name in ("name", "work")):
+            raise UserError(f"成员表 {path} 的第 {at} 位成员缺 name 或 work。")
+        share = member.get("share")
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 100:
+            raise UserError(
+                f"成员表 {path} 里 {member['name']} 的 share={share!r} 应是 0 到 100 的数（百分比）。"
+            )
+        total += share
+    if abs(total - 100) > 1e-6:
+        raise UserError(f"成员表 {path} 的分工比例加起来是 {total:g}%，应是 100%；请改正各人的 share。")
+    return {"course": content.get("course", ""), "members": members}
+
+
+def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the front page and the appendix say about data, machines, runs and software.
+
+    Runs appear once each; machines get short names M1, M2, ... for the table of runs.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    data: dict[str, dict[str, Any]] = {}
+    for origin in origins:
+        runs.update({run["key"]: dict(run) for run in origin["runs"]})
+        if facts := origin["data"]:
+            data[facts["fingerprint"]] = facts
+    machines: dict[tuple[str, str], str] = {}
+    for run in runs.values():
+        software = "，".join(f"{name} {version}" for name, version in run["versions"].items())
+        run["machine"] = machines.setdefault((run["device"], software), f"M{len(machines) + 1}")
+        run["time"] = duration(run["seconds"])
+        data.setdefault(
+            run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]}
+        )
+    return {
+        "date": f"{date.today():%Y 年 %-m 月 %-d 日}"
+        if platform.system() != "Windows"
+        else date.today().isoformat(),
+        "data": list(data.values()),
+        "synthetic": any(facts["synthetic"] for facts in data.values()),
+        "machines": [(name, *what) for what, name in machines.items()],
+        "runs": sorted(
+            runs.values(), key=lambda run: (run["recipe"], run["data"]["fingerprint"], run["seed"])
+        ),
+        "stale": sum(run["stale"] for run in runs.values()),
+        "software": [("Python", platform.python_version()), *_versions()],
+    }
+
+
+def _versions() -> list[tuple[str, str]]:
+    return [(name, importlib.metadata.version(name)) for name in PACKAGES]
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in Chinese with two significant units at most."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} 秒"
+    if seconds < 3570:
+        return f"{seconds / 60:.0f} 分" if seconds >= 600 else f"{seconds // 60:.0f} 分 {seconds % 60:.0f} 秒"
+    return f"{seconds / 3600:.1f} 小时"
