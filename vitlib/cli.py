@@ -24,7 +24,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with a Chinese heading."""
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        super().add_usage(usage, actions, groups, "用法：")
+        super().add_usage(usage, actions, groups, "用法：" if prefix is None else prefix)
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         for pattern, chinese in MESSAGES:
             message = re.sub(pattern, chinese, message)
-        self.exit(2, f"错误：{message}。用 {self.prog} --help 查看用法。\n")
+        self.exit(2, f"错误：{message}。用“{self.prog} --help”查看用法。\n")
 
 
 def build_parser() -> Parser:
