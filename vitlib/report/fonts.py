@@ -54,6 +54,7 @@ def _text(soup: BeautifulSoup, selector: str) -> str:
 def _face(family: str, path: Path, text: str) -> str:
     """Return an ``@font-face`` rule holding ``path`` cut to ``text`` as WOFF2."""
     options = subset.Options(layout_features=["kern", "liga", "locl", "ccmp", "halt", "mark", "mkmk", "ssty"])
+    options.drop_tables += ["FFTM"]  # FontForge's time stamp
     font = subset.load_font(path, options)
     cutter = subset.Subsetter(options)
     cutter.populate(text=text)

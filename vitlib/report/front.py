@@ -66,10 +66,9 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
         data.setdefault(
             run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]}
         )
+    today = date.today()
     return {
-        "date": f"{date.today():%Y 年 %-m 月 %-d 日}"
-        if platform.system() != "Windows"
-        else date.today().isoformat(),
+        "date": f"{today.year} 年 {today.month} 月 {today.day} 日",
         "data": list(data.values()),
         "synthetic": any(facts["synthetic"] for facts in data.values()),
         "machines": [(name, *what) for what, name in machines.items()],
