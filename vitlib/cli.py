@@ -249,11 +249,12 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """Build the report."""
     from vitlib.report.build import build_report
+    from vitlib.study import settle
 
-    made = build_report(
-        profile=options.profile, data=options.data, out_dir=options.out, accept=options.accept
-    )
-    return {"html": str(made.html), "pdf": str(made.pdf) if made.pdf else None}
+    profile, data = settle(options.profile, options.data, options.accept)
+    html = build_report(profile=profile, data=data, out_dir=options.out)
+    pdf = html.with_suffix(".pdf")
+    return {"html": str(html), "pdf": str(pdf) if pdf.exists() else None, "profile": profile, "data": data}
 
 
 def _load(options: argparse.Namespace, cut: bool = True) -> Any:

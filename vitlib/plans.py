@@ -6,6 +6,7 @@ A profile shrinks images, epochs and seeds, and nothing else: the models keep th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -108,14 +109,21 @@ class Job:
     label: str
 
 
-def profile_named(name: str, **overrides: object) -> Profile:
-    """Return a profile; ``images``, ``test_images``, ``epochs`` and ``seeds`` that are not None replace its own."""
-    if name not in PROFILES:
+def profile_named(name: str, **overrides: int | None) -> Profile:
+    """Return a profile by name; ``full:2`` is ``full`` up to its second tier.
+
+    ``images``, ``test_images``, ``epochs``, ``seeds`` and ``tier`` that are not None replace its own.
+    """
+    base, _, tier = name.partition(":")
+    if base not in PROFILES or (tier and tier not in map(str, TIERS)):
         raise UserError(f"没有叫 {name} 的档位；可用的档位：{'、'.join(PROFILES)}、auto、published。")
-    given = {key: value for key, value in overrides.items() if value is not None}
-    if isinstance(epochs := given.get("epochs"), int):
-        given["epochs"] = (("original", epochs), ("vit", epochs))
-    return replace(PROFILES[name], **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+    if tier:
+        # the first tier has one seed, more come with the second
+        given = {"tier": int(tier)} | ({"seeds": 1} if tier == "1" else {}) | given
+    if "epochs" in given:
+        given["epochs"] = tuple((model, given["epochs"]) for model in ("original", "vit"))
+    return replace(PROFILES[base], **given)
 
 
 def jobs(section: str, profile: Profile) -> list[Job]:

@@ -1,7 +1,10 @@
 """What a notebook opens: a section's data and runs, under a profile."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from vitlib import plans
 from vitlib.data import Dataset, load
@@ -11,7 +14,10 @@ from vitlib.plans import SECTIONS, Entry, Profile
 from vitlib.progress import Progress
 from vitlib.record import Run, is_stale, read_record
 from vitlib.store import Store
-from vitlib.sweep import affordable, calibrate
+from vitlib.sweep import affordable, calibrate, missing
+
+
+BUDGET = 1200.0  # seconds that ``auto`` may spend on training
 
 
 @dataclass(frozen=True)
@@ -86,24 +92,54 @@ def open_study(
     return Study(section, chosen.name, dataset, runs)
 
 
-def resolve(name: str, data: Dataset, budget: float = 1200.0, **overrides: int | None) -> Profile:
+def resolve(name: str, data: Dataset, budget: float = BUDGET, **overrides: int | None) -> Profile:
     """Return a profile by name; ``auto`` is ``quick`` on a CPU and on a GPU the last tier that fits ``budget``.
 
-    The estimate comes from a short calibration; when not even the first tier fits, ``quick`` it is.
+    ``budget`` is in seconds; the estimate comes from a short calibration. When not even the first tier
+    fits, ``quick`` it is.
     """
+    return plans.profile_named(_decide(name, data, budget), **overrides)
+
+
+def _decide(name: str, data: Dataset, budget: float) -> str:
     if name != "auto":
-        return plans.profile_named(name, **overrides)
+        return name
     device = pick()
     if device.type == "cpu":
-        return plans.profile_named("quick", **overrides)
-    full = plans.profile_named("full", **overrides)
-    tier = affordable(full, plans.prices(plans.jobs("all", full), len(data.train), calibrate(device)), budget)
-    if not tier:
-        return plans.profile_named("quick", **overrides)
-    seeds = full.seeds if tier >= 2 else 1
-    return plans.profile_named(
-        "full", **{**overrides, "tier": tier, "seeds": overrides.get("seeds") or seeds}
-    )
+        return "quick"
+    full = plans.profile_named("full")
+    price = plans.prices(plans.jobs("all", full), len(data.train), calibrate(device))
+    tier = affordable(full, price, budget)
+    return f"full:{tier}" if tier else "quick"
+
+
+def settle(profile: str, data: str, accept: Sequence[str] = ()) -> tuple[str, str]:
+    """Decide once for a whole report what ``auto`` means; return names of profile and data for the notebooks.
+
+    Tells on standard error what was chosen and, for ``full``, the estimated hours. Raises UserError for an
+    unknown name, and for ``published`` when a record is stale and its run is not named in ``accept``.
+    """
+    dataset = load(data)
+    source = dataset.name if data == "auto" else data
+    print(f"数据：{dataset.provenance}", file=sys.stderr)
+    if profile == "published":
+        stale = [run.name for run in stale_runs(Store()) if run.name not in accept]
+        if stale:
+            raise UserError(
+                f"已发布的记录 {'、'.join(sorted(set(stale)))} 是在较旧的数值版本下得到的；"
+                "请重新训练它们，或用 --accept 名字 表示接受。"
+            )
+        print("档位：published（不训练，用已发布的记录）", file=sys.stderr)
+        return profile, source
+    name = _decide(profile, dataset, BUDGET)
+    chosen = plans.profile_named(name)
+    if name.startswith("full"):
+        todo = missing(plans.jobs("all", chosen), dataset, Store())
+        seconds = sum(plans.prices(todo, len(dataset.train), calibrate(pick())).values())
+        print(f"档位：{name}，还要训练 {len(todo)} 次，估计 {seconds / 3600:.1f} 小时", file=sys.stderr)
+    else:
+        print(f"档位：{name}（种子 {chosen.seeds} 个）", file=sys.stderr)
+    return name, source
 
 
 def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]:
