@@ -183,10 +183,9 @@ def can_apt():
 
 def apt_install(package):
     say(f"正在用 apt-get 安装 {package} ……")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "-qq", "update"], env=environment)
-    command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", package]
-    return subprocess.run(command, env=environment).returncode == 0
+    os.environ.setdefault("DEBIAN_FRONTEND", "noninteractive")
+    subprocess.call(["apt-get", "-qq", "update"])
+    return subprocess.call(["apt-get", "-qq", "install", "-y", "--no-install-recommends", package]) == 0
 
 
 # ---------------------------------------------------------------------- tasks
@@ -236,8 +235,7 @@ def handin(options):
         for path in code_files(ROOT):
             archive.write(path, f"cifar-vit/code/{path.relative_to(ROOT).as_posix()}")
     os.replace(temporary, target)
-    held = "、".join(path.name for path in reports)
-    say(f"已打包：{target}（{target.stat().st_size / 1e6:.1f} MB，含 {held} 和代码）")
+    say(f"已打包：{target}（{target.stat().st_size / 1e6:.1f} MB）")
 
 
 def code_files(folder):
@@ -256,11 +254,8 @@ def clean(options):
     """Delete what the tasks made; finished runs and the environment, worth hours, only with `--all`."""
     caches = [ROOT / name for name in ("dist", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache")]
     built = [BUILD, VENV] if options.all else [path for path in BUILD.glob("*") if path.name != "runs"]
-    for path in caches + built:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for path in filter(Path.exists, caches + built):
+        path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
     kept = "" if options.all else "；保留了训练结果 build/runs 和环境 .venv（clean --all 一并删除）"
     say(f"已清理{kept}。")
 
@@ -270,11 +265,18 @@ TASKS.update({"lint": lint, "lock": lock, "clean": clean, "help": lambda options
 
 
 def run(*command, env=None, cwd=ROOT):
-    """Run a command, its output shown; a failure is a CalledProcessError."""
+    """Run a command with its output shown; a failure is a CalledProcessError."""
     environment = {**os.environ, **(env or {})}
     if os.environ.get("CIFAR_VIT_DATA"):  # notebooks and tests run in folders of their own
         environment["CIFAR_VIT_DATA"] = str(Path(os.environ["CIFAR_VIT_DATA"]).expanduser().resolve())
-    subprocess.run([str(part) for part in command], cwd=cwd, env=environment, check=True)
+    process, interrupted = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment), False
+    while process.poll() is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:  # the command has got it too; let it end in its own way
+            interrupted = True
+    if process.returncode:
+        raise KeyboardInterrupt if interrupted else subprocess.CalledProcessError(process.returncode, command)
 
 
 def succeeds(*command):

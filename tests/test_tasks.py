@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -280,6 +281,24 @@ def test_a_failure_and_an_interruption_are_passed_on(tasks, monkeypatch):
     for error, status in ((subprocess.CalledProcessError(7, "pytest"), 7), (KeyboardInterrupt(), 130)):
         monkeypatch.setitem(tasks.TASKS, "test", lambda options, error=error: (_ for _ in ()).throw(error))
         assert tasks.main(["test"]) == status
+
+
+def test_an_interrupted_command_ends_in_its_own_way(tmp_path):
+    """Ctrl-C reaches the whole group: the command says its farewell, then the task ends with 130, without pip's retry."""
+    shutil.copy(ROOT / "tasks.py", tmp_path)
+    (tmp_path / "slow.py").write_text(
+        "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.5)\n    print('farewell')\n    raise SystemExit(130)\n"
+    )
+    code = "import sys, tasks; tasks.TASKS['test'] = lambda options: tasks.run(sys.executable, 'slow.py'); sys.exit(tasks.main(['test']))"
+    task = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert task.stdout.readline() == "ready\n"
+    os.killpg(task.pid, signal.SIGINT)
+    out, err = task.communicate(timeout=30)
+    assert (task.returncode, out) == (130, "farewell\n") and "重新运行" in err
 
 
 def test_the_data_folder_is_made_absolute(monkeypatch, tmp_path):
