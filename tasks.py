@@ -61,8 +61,7 @@ def main(arguments=None):
     parser.add_argument("--data", default=os.environ.get("DATA") or "auto")
     parser.add_argument("--all", action="store_true")
     options, options.rest = parser.parse_known_args(arguments)
-    takes_more = options.task in ("test", "test-slow", "lab")  # for pytest and JupyterLab
-    if options.task not in TASKS or (options.rest and not takes_more):
+    if options.task not in TASKS or (options.rest and options.task not in ("test", "test-slow", "lab")):
         unknown = options.rest[0] if options.task in TASKS else options.task
         return stop(f"不认识“{unknown}”：请用 `python3 tasks.py help` 查看用法。")
     try:
@@ -80,8 +79,9 @@ def require_python():
     for newer in filter(None, map(shutil.which, ("python3.13", "python3.12", "python3.11"))):
         if succeeds(newer, "--version"):  # a version manager's stand-in may not
             os.execv(newer, [newer, *sys.argv])
-    have = ".".join(map(str, sys.version_info[:2]))
-    sys.exit(stop(f"需要 Python 3.11 或更新的版本，当前是 {have}：请先安装新版 Python。"))
+    sys.exit(
+        stop("需要 Python 3.11 或更新的版本，当前是 {}.{}：请先安装新版 Python。".format(*sys.version_info))
+    )
 
 
 # ---------------------------------------------------------------- environment
