@@ -79,9 +79,8 @@ def require_python():
     for newer in filter(None, map(shutil.which, ("python3.13", "python3.12", "python3.11"))):
         if succeeds(newer, "--version"):  # a version manager's stand-in may not
             os.execv(newer, [newer, *sys.argv])
-    sys.exit(
-        stop("需要 Python 3.11 或更新的版本，当前是 {}.{}：请先安装新版 Python。".format(*sys.version_info))
-    )
+    stop("需要 Python 3.11 或更新的版本，当前是 {}.{}：请先安装新版 Python。".format(*sys.version_info))
+    sys.exit(2)
 
 
 # ---------------------------------------------------------------- environment
@@ -195,9 +194,8 @@ def report(options):
     setup()
     what = ["--profile", options.profile, "--data", options.data]  # a path is relative to where the user is
     run(PYTHON, "-m", "vitlib", "report", *what, env=browser(), cwd=None)
-    say("\n报告：")
     for path in filter(Path.is_file, (BUILD / "report.html", BUILD / "report.pdf")):
-        say(f"  {path}（{path.stat().st_size / 1e6:.1f} MB）")
+        say(f"报告：{path}（{path.stat().st_size / 1e6:.1f} MB）")
 
 
 def test(options):
