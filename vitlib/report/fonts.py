@@ -6,6 +6,7 @@ typesetting Hei is the bold of Song.
 """
 
 import base64
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -27,11 +28,12 @@ def embed(soup: BeautifulSoup) -> str:
     """Return the CSS that embeds the faces the page needs, each cut to the text set in it."""
     import matplotlib
     import pylopdf_fonts_zh_cn
-    import ziamath
 
     song, hei = (Path(path) for path in (pylopdf_fonts_zh_cn.serif_path(), pylopdf_fonts_zh_cn.sans_path()))
     mono = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf"
-    stix = Path(ziamath.__file__).parent / "fonts/STIXTwoMath-Regular.ttf"
+    package = find_spec("ziamath")  # found, not imported: only its font is needed
+    assert package is not None and package.origin is not None
+    stix = Path(package.origin).parent / "fonts/STIXTwoMath-Regular.ttf"
     digits = "0123456789./– "
     code = _text(soup, MONO)
     formulas = _text(soup, "math")

@@ -86,8 +86,9 @@ def _versions() -> list[tuple[str, str]]:
 
 def duration(seconds: float) -> str:
     """Return a time span in Chinese with two significant units at most."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} 秒"
-    if seconds < 3570:
-        return f"{seconds / 60:.0f} 分" if seconds >= 600 else f"{seconds // 60:.0f} 分 {seconds % 60:.0f} 秒"
-    return f"{seconds / 3600:.1f} 小时"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} 秒"
+    if minutes < 10:
+        return f"{minutes} 分 {rest} 秒"
+    return f"{minutes} 分" if minutes < 60 else f"{seconds / 3600:.1f} 小时"

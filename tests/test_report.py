@@ -1,0 +1,293 @@
+"""The report's page: numbers, references, checks, front page, appendix, fonts, and that it asks for nothing."""
+
+import base64
+import io
+import re
+import zipfile
+
+import pytest
+import report_cases as cases
+from bs4 import BeautifulSoup
+from fontTools.pens.areaPen import AreaPen
+from fontTools.ttLib import TTFont
+from nbformat.v4 import new_markdown_cell, new_output
+
+from vitlib.errors import UserError
+from vitlib.paths import checkout, share
+from vitlib.report import fonts, handin, mathml
+from vitlib.report.build import assemble
+from vitlib.report.document import merge
+from vitlib.report.exporter import to_html
+from vitlib.report.front import duration, gather, read_members
+
+
+def front(origins):
+    people = read_members(share("report") / "members.yml")
+    return {"title": "报告标题", "abstract": "摘要 $x^2$。", **people, **gather(origins)}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The finished page of two chapters, as soup."""
+    folder = tmp_path_factory.mktemp("page")
+    paths = [
+        cases.write(folder, "2.1_a", cases.chapter("2.1", "curve")),
+        cases.write(folder, "2.2_b", cases.chapter("2.2", "other")),
+    ]
+    notebook, origins = merge(paths)
+    html, unused = to_html(notebook, front(origins))
+    assert unused == []
+    return BeautifulSoup(html, "html.parser")
+
+
+@pytest.fixture
+def without_fonts(monkeypatch):
+    monkeypatch.setattr(fonts, "embed", lambda soup: "")
+
+
+def test_the_page_is_chinese_titled_and_asks_for_nothing(page):
+    assert page.html["lang"] == "zh-CN" and page.title.string == "报告标题"
+    assert not page.select("script, iframe, link, object, embed")
+    sources = [
+        tag[name]
+        for tag in page.find_all(True)
+        for name in ("src", "srcset", "data", "poster")
+        if tag.get(name)
+    ]
+    styles = "".join(style.get_text() for style in page.select("style"))
+    sources += re.findall(r"url\(([^)]*)\)", styles) + re.findall(r"@import[^;]*", styles)
+    assert len(sources) >= 6 and all(source.strip("\"'").startswith("data:") for source in sources)
+    assert "default-src 'none'" in page.select_one("meta[http-equiv]")["content"]
+    assert not page.select("[data-where]")
+
+
+def test_captions_are_numbered_by_chapter_and_references_filled(page):
+    numbers = [mark.string for mark in page.select("figcaption .number")]
+    assert numbers[:4] == ["图 2.1-1", "表 2.1-1", "图 2.2-1", "表 2.2-1"] and "表 A-3" in numbers
+    assert [link.string for link in page.select('a[href="#fig:other"]')] == ["图 2.2-1"] * 2
+    assert page.select_one('a[href="#tab:other"]').string == "表 2.2-1"
+    picture, grid = page.select_one('[id="fig:curve"]'), page.select_one('[id="tab:curve"]')
+    assert picture.img["alt"].startswith("图 2.1-1 收敛曲线") and picture.contents[-1].name == "figcaption"
+    assert grid.find(True).name == "figcaption" and grid.td.math is not None
+    assert picture.figcaption.math is not None
+
+
+def test_headings_are_numbered_and_listed_in_the_contents(page):
+    assert [line.span.get_text() for line in page.select("nav a")] == [
+        "2.1\u3000一章", "2.1.1\u3000方法", "2.1.2\u3000结果", "2.2\u3000一章", "2.2.1\u3000方法", "2.2.2\u3000结果",
+        "附录 A\u3000数据、软件与运行的来历", "A.1\u3000数据", "A.2\u3000软件与机器", "A.3\u3000运行记录",
+    ]  # fmt: skip
+    assert all(page.find(id=line["href"][1:]) is not None for line in page.select("nav a"))
+
+
+def test_inputs_previews_and_progress_are_left_out(page):
+    text = page.main.get_text()
+    assert "看得见的代码" in text and "输出一行" in text and page.select(".source .c1")
+    for hidden in ("profile", "set_context", "show.figure", "训练 10%", "预览"):
+        assert hidden not in text
+
+
+def test_a_source_line_break_between_chinese_is_no_space(page):
+    assert "向量，再用自注意力" in page.main.get_text()
+
+
+def test_synthetic_data_is_named_on_the_front_page(page):
+    assert "合成数据" in page.header.select_one(".notice").get_text()
+    _, text = page.header.get_text(), page.header.select_one(".members").get_text()
+    assert "组员甲" in text and "50%" in text
+
+
+def test_real_data_gives_no_notice(tmp_path, without_fonts):
+    cells = [new_markdown_cell("# 2.1 一章"), cases.code("x", cases.origin("course"))]
+    notebook, origins = merge([cases.write(tmp_path, "2.1_a", cells)])
+    html, _ = to_html(notebook, front(origins))
+    assert BeautifulSoup(html, "html.parser").select(".notice") == []
+
+
+def test_the_appendix_lists_every_run_once_and_marks_old_ones():
+    runs = [cases.run_facts("k1", 1), cases.run_facts("k0", 0, stale=True), cases.run_facts("k1", 1)]
+    facts = gather([{"runs": runs, "data": None}])
+    assert [(run["key"], run["machine"], run["time"]) for run in facts["runs"]] == [
+        ("k0", "M1", "1 分 13 秒"), ("k1", "M1", "1 分 13 秒"),
+    ]  # fmt: skip
+    assert facts["stale"] == 1 and facts["machines"] == [("M1", "Some CPU", "python 3.11.2，torch 2.15.0")]
+    assert facts["synthetic"] and [data["fingerprint"] for data in facts["data"]] == ["0123456789abcdef"]
+
+
+def test_the_page_holds_every_character_it_needs(page):
+    css = "".join(style.get_text() for style in page.select("style"))
+    faces = dict(re.findall(r'font-family:"(Report \w+)";src:url\(data:font/woff2;base64,([^)]*)\)', css))
+    assert set(faces) == {"Report Song", "Report Hei", "Report Mono", "Report Math"}
+    song, hei = (TTFont(io.BytesIO(base64.b64decode(faces[f"Report {name}"]))) for name in ("Song", "Hei"))
+    for style in page.select("style"):
+        style.extract()
+    chinese = {char for char in page.get_text() if "\u4e00" <= char <= "\u9fff"}
+    assert len(chinese) > 100 and chinese <= {chr(code) for code in song.getBestCmap()}
+    headings = {
+        char
+        for tag in page.select("h1,h2,figcaption,th,strong")
+        for char in tag.get_text()
+        if char > "\u4e00"
+    }
+    assert headings and headings <= {chr(code) for code in hei.getBestCmap()}
+    assert "glyf" in song and "CFF " not in song
+    assert song["glyf"][song.getBestCmap()[ord("图")]].numberOfContours > 3
+
+
+def test_conversion_to_truetype_keeps_outlines_and_widths():
+    import pylopdf_fonts_zh_cn
+    from fontTools import subset
+
+    def load():
+        font = subset.load_font(pylopdf_fonts_zh_cn.serif_path(), options := subset.Options())
+        cutter = subset.Subsetter(options)
+        cutter.populate(text="视觉Ag1")
+        cutter.subset(font)
+        return font
+
+    def measures(font):
+        glyphs, pens = font.getGlyphSet(), {}
+        for code, name in font.getBestCmap().items():
+            pens[code] = AreaPen(glyphs)
+            glyphs[name].draw(pens[code])
+        return {
+            code: (abs(pen.value), font["hmtx"][font.getBestCmap()[code]][0]) for code, pen in pens.items()
+        }
+
+    before, font = measures(load()), load()
+    fonts.to_truetype(font)
+    buffer = io.BytesIO()
+    font.save(buffer)
+    after = measures(TTFont(buffer))
+    assert set(after) == set(before) == set(map(ord, "视觉Ag1"))
+    for code, (area, width) in before.items():
+        assert after[code] == (pytest.approx(area, rel=0.01), width)
+
+
+def failing(change):
+    cells = cases.chapter()
+    change(cells)
+    return cells
+
+
+BROKEN = {
+    "label twice": (lambda c: c[8].outputs.append(cases.figure()), "第 8 个单元.*fig:curve 已经用过"),
+    "broken reference": (
+        lambda c: c.append(new_markdown_cell("见[](#fig:none)。")),
+        "第 10 个单元.*#fig:none 找不到",
+    ),
+    "broken in a computed sentence": (
+        lambda c: c[9].outputs.append(cases.display({"text/markdown": "见[](#tab:none)"}, "text")),
+        "第 9 个单元.*#tab:none 找不到",
+    ),
+    "figure gone": (lambda c: c[7].outputs.clear(), "第 1 个单元.*#fig:curve 找不到"),
+    "figure without caption": (
+        lambda c: c[5].outputs.append(cases.display({"image/png": cases.PIXEL})),
+        "第 5 个单元.*没有题注的图",
+    ),
+    "table without caption": (
+        lambda c: c[5].outputs.append(cases.display({"text/html": "<table></table>"})),
+        "第 5 个单元.*没有题注的表",
+    ),
+    "failed cell": (
+        lambda c: c[5].outputs.append(new_output("error", ename="ValueError", evalue="坏", traceback=[])),
+        "第 5 个单元出错：ValueError: 坏",
+    ),
+    "cell not run": (lambda c: c[5].update(execution_count=None), "第 5 个单元没有运行过"),
+    "no context": (lambda c: c[3].outputs.clear(), "2.1_bad 没有调用 show.set_context"),
+    "bad formula": (lambda c: c.append(new_markdown_cell("$\\frac{a$")), "第 10 个单元.*frac.*不能转换"),
+    "bad formula in a caption": (
+        lambda c: c[7].outputs.append(cases.figure("fig:b", "$\\nonsense$")),
+        "第 7 个单元.*nonsense.*不能转换",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_defect_fails_the_build_with_its_cell_named_and_the_old_report_stays(name, tmp_path, without_fonts):
+    change, words = BROKEN[name]
+    executed = cases.write(tmp_path, "2.1_bad", failing(change))
+    (tmp_path / "report.html").write_text("旧")
+    (tmp_path / "report.pdf").write_text("旧")
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        assemble([executed], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.1_bad.ipynb", "report.html", "report.pdf"]
+    assert (tmp_path / "report.html").read_text() == (tmp_path / "report.pdf").read_text() == "旧"
+
+
+def test_without_a_browser_the_html_is_made_and_one_line_says_what_to_install(
+    tmp_path, without_fonts, monkeypatch, capsys
+):
+    monkeypatch.setattr("vitlib.report.build.find_browser", lambda: None)
+    executed = cases.write(tmp_path, "2.1_a", [*cases.chapter(), cases.code("x", cases.figure("fig:lonely"))])
+    (tmp_path / "report.pdf").write_text("旧")
+    assert assemble([executed], tmp_path).name == "report.html"
+    said = capsys.readouterr().err
+    assert sum("apt install chromium" in line for line in said.splitlines()) == 1
+    assert "正文没有提到 fig:lonely" in said
+    assert not (tmp_path / "report.pdf").exists(), "an older PDF does not belong to the new HTML"
+
+
+def test_markdown_formulas_become_mathml():
+    html = mathml.markdown(
+        "行内 $x_1$，\n\n$$\\begin{aligned}a&=b\\end{aligned}$$\n\n\\begin{align}a&=b\\end{align}"
+    )
+    assert html.count("<math") == 3 and "$" not in html and "(1)" not in html
+    assert mathml.formulas_in("a &lt; b，$a &lt; b$，5 $").count("<math>") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("members:\n - {name: 甲, work: 一, share: 60}\n - {name: 乙, work: 二, share: 30}", "加起来是 90%"),
+        ("members:\n - {name: 甲, share: 100}", "第 1 位成员缺 name 或 work"),
+        ("members:\n - {name: 甲, work: 一, share: 一半}", "share='一半' 应是"),
+        ("members: []", "没有 members 列表"),
+        ("members: [", "格式不对"),
+        (None, "读不出来"),
+    ],
+)
+def test_a_wrong_table_of_members_is_an_error(tmp_path, text, words):
+    path = tmp_path / "members.yml"
+    if text is not None:
+        path.write_text(text, "utf-8")
+    with pytest.raises(UserError, match=words):
+        read_members(path)
+
+
+def test_thirds_may_be_written_with_decimals(tmp_path):
+    path = tmp_path / "members.yml"
+    path.write_text(
+        "members:\n" + " - {name: 甲, work: 一, share: 33.3}\n" * 2 + " - {name: 乙, work: 二, share: 33.4}"
+    )
+    assert len(read_members(path)["members"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 秒"), (59.6, "1 分"), (73, "1 分 13 秒"), (1500, "25 分"), (5400, "1.5 小时")],
+)
+def test_durations_read_well(seconds, words):
+    assert duration(seconds).startswith(words)
+
+
+def test_the_zip_to_hand_in_has_report_and_code_but_no_data(tmp_path):
+    with pytest.raises(UserError, match="还没有 report"):
+        handin.handin(report_dir=tmp_path)
+    (tmp_path / "report.html").write_text("页")
+    path = handin.handin(report_dir=tmp_path)
+    names = zipfile.ZipFile(path).namelist()
+    assert {"cifar-vit/report.html", "cifar-vit/code/vitlib/report/handin.py"} <= set(names)
+    assert not [
+        name for name in names if name.endswith((".jpg", ".zip", ".pyc", ".partial")) or "/build/" in name
+    ]
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_without_git_the_same_code_is_found_by_name(monkeypatch):
+    root = checkout()
+    if root is None:
+        pytest.skip("needs a checkout")
+    walked = {path.relative_to(root).as_posix() for path in handin._code_below(root)}
+    assert {"vitlib/show.py", "report/members.yml", "pyproject.toml"} <= walked
+    assert not [name for name in walked if name.startswith((".venv", "build/", "data/"))]
