@@ -56,7 +56,7 @@ class Positions(nn.Module):
         self.grid = grid
         self.table: Tensor
         if kind == "learned":
-            self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid * grid, d_model), std=0.02))
+            self.table = nn.Parameter(nn.init.normal_(torch.empty(1, grid * grid, d_model), std=0.02))
         else:
             self.register_buffer("table", sincos_table(grid, d_model)[None], persistent=False)
 

@@ -186,12 +186,16 @@ class ViT(EncoderModel):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw the linear weights and the prefix from a normal of deviation 0.02, cut at 2; biases are 0."""
+        """Draw linear weights and prefix tokens from a normal of deviation 0.02; biases are 0.
+
+        As timm, whose truncation lies at 100 deviations. ``trunc_normal_`` itself draws other
+        numbers in other versions of torch; ``normal_`` does not.
+        """
         if self.prefix_tokens is not None:
-            nn.init.trunc_normal_(self.prefix_tokens, std=0.02)
+            nn.init.normal_(self.prefix_tokens, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> Tensor:
