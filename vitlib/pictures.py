@@ -4,6 +4,7 @@ Images are uint8 (N, 3, H, W), tensors or arrays, as ``vitlib.data`` gives them.
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,11 +21,13 @@ WIDTH = 5.8  # inches, the text width of the report
 
 def image_grid(images: Any, titles: Sequence[str] | None = None, columns: int = 10) -> Figure:
     """Images in rows of ``columns``, each with an optional short title. Raises UserError for a wrong shape."""
-    fig, axes = _grid(pixels := _pixels(images), columns, lines=0 if titles is None else 1)
+    pixels = _pixels(images)
+    columns = min(columns, len(pixels))
+    fig, axes = _grid(pixels, columns, lines=0 if titles is None else 1)
     for ax, image, title in zip(axes, pixels, titles or [""] * len(pixels), strict=True):
         ax.imshow(image, interpolation="nearest")
         if title:
-            ax.set_title(_short(title), fontsize=7.5, pad=2)
+            ax.set_title(shorten(title, _room(fig, columns)), fontsize=7.5, pad=2)
     return fig
 
 
@@ -40,16 +43,19 @@ def predictions(
 
     ``confidence`` is 0-1. All sequences belong to ``images``, one entry each.
     """
-    fig, axes = _grid(pixels := _pixels(images), columns, lines=2)
+    pixels = _pixels(images)
+    columns = min(columns, len(pixels))
+    fig, axes = _grid(pixels, columns, lines=2)
     right_colour, wrong_colour = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
+    room = _room(fig, columns)
     for ax, image, true, guess, sure in zip(axes, pixels, labels, predicted, confidence, strict=True):
         right = int(true) == int(guess)
         ax.imshow(image, interpolation="nearest")
         for spine in ax.spines.values():
             spine.set(visible=True, linewidth=2, color=right_colour if right else wrong_colour)
             spine.set_linestyle("solid" if right else (0, (2, 1.5)))
-        title = f"{'✓' if right else '✗'} {_short(class_names[int(guess)])} {100 * sure:.0f} %"
-        title += "" if right else f"\n真实：{_short(class_names[int(true)])}"
+        title = f"{'✓' if right else '✗'} {shorten(class_names[int(guess)], room - 8)} {100 * sure:.0f} %"
+        title += "" if right else f"\n真实：{shorten(class_names[int(true)], room - 6)}"
         ax.set_title(title, fontsize=7.5, pad=4)
     return fig
 
@@ -113,7 +119,6 @@ def _pixels(images: Any) -> np.ndarray:
 
 def _grid(pixels: np.ndarray, columns: int, lines: int) -> tuple[Figure, list[Any]]:
     """Bare axes for each image in rows of ``columns``, with room for titles of ``lines`` lines."""
-    columns = min(columns, len(pixels))
     rows = math.ceil(len(pixels) / columns)
     width = min(WIDTH, 1.1 * columns)
     height = width / columns * pixels.shape[1] / pixels.shape[2] + 0.14 * lines + 0.03
@@ -126,13 +131,27 @@ def _grid(pixels: np.ndarray, columns: int, lines: int) -> tuple[Figure, list[An
     return fig, list(axes.flat[: len(pixels)])
 
 
+def _room(fig: Figure, columns: int) -> int:
+    """How many Latin letters of a title fit above one of ``columns`` images."""
+    return int(fig.get_figwidth() / columns / 0.058)
+
+
 def _tight() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
 
 
-def _short(name: str) -> str:
-    """A class's name, cut where it would run into its neighbour's."""
-    return name if len(name) <= 9 else f"{name[:8]}…"
+def text_width(text: str) -> int:
+    """Width in Latin letters; a Chinese character is as wide as two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def shorten(text: str, room: int) -> str:
+    """``text``, cut with an ellipsis where it is wider than ``room`` Latin letters."""
+    if text_width(text) <= room:
+        return text
+    while text and text_width(text) >= room:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def _bare(ax: Any) -> None:

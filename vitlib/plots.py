@@ -6,7 +6,6 @@ survives grey print and colour-blind eyes; legends stand outside the axes and ne
 figures percent. Figures made of images come from ``vitlib.pictures``.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vitlib import metrics, stats
 from vitlib.errors import UserError
-from vitlib.pictures import WIDTH, attention, filters, image_grid, predictions
+from vitlib.pictures import WIDTH, attention, filters, image_grid, predictions, text_width
 
 if TYPE_CHECKING:
     from vitlib.data import Dataset
@@ -97,7 +96,7 @@ def _curve_panel(ax: Axes, runs_by_label: "Runs", metric: str) -> None:
         data, x="epoch", y="value", hue="label", hue_order=order, palette=colours, style="label",
         style_order=order, markers=markers, markersize=4, errorbar=("pi", 100), ax=ax,
     )  # fmt: skip
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     ax.set(xlabel="轮次", ylabel=AXIS.get(used.pop() if len(used) == 1 else metric, metric))
 
 
@@ -156,7 +155,9 @@ def pareto(
 def per_class(runs_by_label: "Runs") -> Figure:
     """Recall of each class, classes ordered by their training images: mean, and lowest to highest seed."""
     data = next(iter(runs_by_label.values()))[0].data
-    names = [f"{name}\n{n:,}" for name, n in zip(data["class_names"], data["class_counts"], strict=True)]
+    crowded = _crowded(data["class_names"])
+    pairs = zip(data["class_names"], data["class_counts"], strict=True)
+    names = [f"{name}（{n:,}）" if crowded else f"{name}\n{n:,}" for name, n in pairs]
     rows = [
         (label, name, 100 * recall)
         for label, runs in runs_by_label.items()
@@ -176,6 +177,7 @@ def per_class(runs_by_label: "Runs") -> Figure:
     ax.grid(False, axis="x")
     ax.grid(True, axis="x", which="minor")
     ax.tick_params(axis="x", which="minor", length=0)
+    ax.tick_params(axis="x", rotation=90 if crowded else 0)
     ax.set(xlabel="类别与训练图像数 / 张（由多到少）", ylabel="召回率 / %")
     several = any(len(runs) > 1 for runs in runs_by_label.values())
     _legend_below(fig, [ax], "点为均值，竖线为各种子的最小值至最大值" if several else None)
@@ -191,7 +193,7 @@ def class_counts(dataset: "Dataset") -> Figure:
         for part, counts in (("训练集", dataset.class_counts), ("测试集", test))
         for name, count in zip(names, counts, strict=True)
     ]
-    fig, ax = plt.subplots(figsize=(WIDTH, max(1.6, 0.33 * len(names) + 0.8)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(WIDTH, min(9, 0.33 * len(names) + 0.8)), layout="constrained")
     table = pd.DataFrame(rows, columns=["part", "class", "count"])
     sns.barplot(table, x="count", y="class", hue="part", palette="colorblind", ax=ax)
     for bars, hatch in zip(ax.containers, ("", "////"), strict=True):
@@ -241,10 +243,16 @@ def _heatmap(
         linewidths=0.4 if annotated else 0, xticklabels=names, yticklabels=names,
         cbar_kws={"shrink": 0.8, "label": unit}, **scale,
     )  # fmt: skip
-    ax.tick_params(axis="x", rotation=0 if max(map(_width, names)) <= 5 else 45, length=0)
-    ax.tick_params(axis="y", rotation=0, length=0)
+    ax.tick_params(length=0, labelsize=min(8, 230 / len(names)))
+    ax.tick_params(axis="x", rotation=90 if _crowded(names) else 0)
+    ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="预测类别", ylabel="真实类别")
     return fig
+
+
+def _crowded(names: Sequence[str]) -> bool:
+    """Whether the names are too long to stand side by side below an axis."""
+    return len(names) * (1 + max(map(text_width, names))) > 60
 
 
 def _palette(labels: Iterable[str]) -> dict[str, Any]:
@@ -261,11 +269,6 @@ def _legend_below(
         if (own := ax.get_legend()) is not None:
             own.remove()
     handles, labels = [*handles, *more], [*labels, *(str(line.get_label()) for line in more)]
-    inches = 0.55 + 0.058 * max(map(_width, labels))
+    inches = 0.55 + 0.058 * max(map(text_width, labels))
     columns = max(1, min(len(labels), int(fig.get_figwidth() / inches)))
     fig.legend(handles, labels, title=title, loc="outside lower center", ncols=columns, columnspacing=1.2)
-
-
-def _width(text: str) -> int:
-    """Width in Latin letters; a Chinese character is as wide as two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
