@@ -4,8 +4,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from vitlib import plans
 from vitlib.data import Dataset, load
 from vitlib.device import pick
@@ -15,7 +13,6 @@ from vitlib.progress import Progress
 from vitlib.record import Run, is_stale, read_record
 from vitlib.store import Store
 from vitlib.sweep import affordable, calibrate, missing
-
 
 BUDGET = 1200.0  # seconds that ``auto`` may spend on training
 
