@@ -173,12 +173,9 @@ def build_loss(
 
     Raises UserError for an unknown name or argument, a bad value, or a class without images.
     """
-    if name not in LOSSES:
-        raise UserError(f"没有名为“{name}”的损失{_nearest(name, LOSSES)}可用的损失：{'、'.join(LOSSES)}。")
-    own = [argument for argument in inspect.signature(LOSSES[name]).parameters if argument != "counts"]
+    valid = loss_defaults(name)
     for argument in args:
-        if argument not in own:
-            valid = [*own, "weighting", "beta", "mining", "keep"]
+        if argument not in valid:
             raise UserError(
                 f"损失“{name}”没有参数“{argument}”{_nearest(argument, valid)}可用的参数：{'、'.join(valid)}。"
             )
@@ -193,6 +190,18 @@ def build_loss(
         )
     counts = torch.tensor(class_counts, dtype=torch.float64)  # beta^N is lost in single precision
     return Loss(LOSSES[name](counts, **args), counts, weighting, beta, mining, keep).float()
+
+
+def loss_defaults(name: str) -> dict[str, Any]:
+    """Every argument of ``build_loss(name)`` with its default; the keys of stored runs leave defaults out.
+
+    Raises UserError for an unknown name.
+    """
+    if name not in LOSSES:
+        raise UserError(f"没有名为“{name}”的损失{_nearest(name, LOSSES)}可用的损失：{'、'.join(LOSSES)}。")
+    parameters = [*inspect.signature(LOSSES[name]).parameters.values()]
+    parameters += inspect.signature(build_loss).parameters.values()
+    return {item.name: item.default for item in parameters if item.default is not inspect.Parameter.empty}
 
 
 def _check(valid: bool, name: str, value: object, rule: str) -> None:

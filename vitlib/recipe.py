@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from vitlib.augment import Augment
 from vitlib.errors import UserError
-from vitlib.models import model_defaults
+from vitlib.losses import build_loss, loss_defaults
+from vitlib.models import check_arguments, model_defaults
 
 NUMERICS = 1
 """Raised by hand whenever the same recipe and seed no longer give the same run (golden tests tell)."""
@@ -76,12 +77,20 @@ class Recipe:
                 raise UserError(
                     f"配方 {self.name} 的 {spec.name}={getattr(self, spec.name)!r} 不可用，可选：{'、'.join(choices)}。"
                 )
-        for name, low in (("epochs", 0), ("batch_size", 1), ("lr", 0), ("weight_decay", 0), ("clip_norm", 0)):
-            if not getattr(self, name) >= low:
-                raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 不能小于 {low}。")
+        for name, low in (("epochs", 0), ("batch_size", 1)):
+            if type(getattr(self, name)) is not int or getattr(self, name) < low:
+                raise UserError(
+                    f"配方 {self.name} 的 {name}={getattr(self, name)!r} 须为不小于 {low} 的整数。"
+                )
+        for name in ("lr", "weight_decay", "clip_norm", "warmup_epochs", "encoder_lr_scale"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 不能小于 0。")
         if not 0 <= self.ema < 1:
             raise UserError(f"配方 {self.name} 的 ema={self.ema!r} 应在 [0, 1) 内。")
-        Augment(**self.augment)  # refuses unknown switches by name
+        # each refuses what it does not know by name: better now than after an hour of the sweep
+        check_arguments(self.model, self.model_args)
+        build_loss(self.loss, (1,), **self.loss_args)
+        Augment(**self.augment)
 
     def but(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; ``model_args``, ``augment`` and ``loss_args`` are merged.
@@ -107,8 +116,9 @@ class Recipe:
             if item.name == "name" or value == _default(item):
                 continue
             if item.name == "model_args":
-                defaults = model_defaults(self.model)
-                value = {k: v for k, v in value.items() if k not in defaults or defaults[k] != v}
+                value = _given(value, model_defaults(self.model))
+            elif item.name == "loss_args":
+                value = _given(value, loss_defaults(self.loss))
             elif item.name == "augment":
                 value = Augment(**value).switches()
             elif isinstance(value, Recipe):
@@ -121,11 +131,11 @@ class Recipe:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], name: str) -> "Recipe":
-        """Return the recipe that a record's canonical form describes."""
+        """Return the recipe that a record's canonical form describes; raises UserError for an unknown field."""
         spec = dict(spec)
         if "init_from" in spec:
             spec["init_from"] = cls.from_spec(spec["init_from"], f"{name}-pretrain")
-        return cls(name=name, **spec)
+        return cls().but(name=name, **spec)
 
     def key(self, seed: int, fingerprint: str, numerics: int = NUMERICS) -> str:
         """Return the 16 hex digits that name one run of this recipe on one data set."""
@@ -135,6 +145,16 @@ class Recipe:
 
 def _default(item: Any) -> Any:
     return item.default if item.default is not MISSING else item.default_factory()
+
+
+def _given(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that differ from their default; 1 and 1.0 are one number."""
+    whole = {name for name, default in defaults.items() if isinstance(default, int)}  # bool is one, too
+    return {
+        name: float(value) if isinstance(value, int) and name not in whole else value
+        for name, value in arguments.items()
+        if value != defaults[name]
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,16 @@ from .cost import Cost, count, layers
 from .original import OriginalViT
 from .vit import ViT
 
-__all__ = ["Cost", "OriginalViT", "ViT", "count", "create_model", "layers", "model_defaults"]
+__all__ = [
+    "Cost",
+    "OriginalViT",
+    "ViT",
+    "check_arguments",
+    "count",
+    "create_model",
+    "layers",
+    "model_defaults",
+]
 
 MODELS: dict[str, type[nn.Module]] = {"vit": ViT, "original": OriginalViT}
 
@@ -39,6 +48,13 @@ def create_model(name: str = "vit", **arguments: typing.Any) -> nn.Module:
     Raises:
         UserError: an unknown model or argument, or a value that does not fit.
     """
+    check_arguments(name, arguments)
+    _check_together(model_defaults(name) | arguments)
+    return MODELS[name](**arguments)
+
+
+def check_arguments(name: str, arguments: typing.Mapping[str, typing.Any]) -> None:
+    """Refuse arguments that the model ``name`` has not, or values that are never good; raises UserError."""
     defaults = model_defaults(name)
     for argument in arguments:
         if argument not in defaults:
@@ -50,8 +66,6 @@ def create_model(name: str = "vit", **arguments: typing.Any) -> nn.Module:
     for argument, value in arguments.items():
         if fault := _fault(argument, value, kinds[argument]):
             raise UserError(f"模型 {name} 的参数 {argument}={value!r} 不可用：{fault}。")
-    _check_together(defaults | arguments)
-    return MODELS[name](**arguments)
 
 
 def _nearest(word: str, known: typing.Iterable[str]) -> str:
