@@ -81,7 +81,7 @@ def fake_run(predicted):
 
 def test_tables_for_readers():
     table = score_table({"基线": [fake_run(PREDICTED), fake_run(LABELS)], "改进": [fake_run(LABELS)]})
-    assert list(table["方案"]) == ["基线", "改进"] and list(table["种子数"]) == [2, 1]
+    assert list(table["配方"]) == ["基线", "改进"] and list(table["种子数"]) == [2, 1]
     assert table["准确率 / %"][0] == "81.2 ± 26.5" and table["准确率 / %"][1] == "100.0"
     assert table["最差类别"][0] == "汽车" and table["最差类别召回率 / %"][0] == "75.0 ± 35.4"
     classes = class_table(LABELS, PREDICTED, ("飞机", "汽车", "鸟"), (40, 20, 10))

@@ -111,7 +111,7 @@ def test_a_failed_run_ends_in_a_cross_at_its_last_finite_epoch():
     assert len(crosses) == 1
     assert crosses[0].get_xdata()[0] == 10
     assert crosses[0].get_ydata()[0] == pytest.approx(100 * 0.1 * 10 / 30)
-    assert "出现非有限值，训练停止" in legend_words(fig)
+    assert "出现非有限值，训练中止" in legend_words(fig)
 
 
 def test_curves_without_data_are_refused():

@@ -114,7 +114,7 @@ def score_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
         if not runs:
             raise UserError(f"“{label}”没有任何完成的训练，无法列入结果表。")
         measured = [run_scores(run) for run in runs]
-        row: dict[str, Any] = {"方案": label, "种子数": len(runs)}
+        row: dict[str, Any] = {"配方": label, "种子数": len(runs)}
         for column, key in columns.items():
             row[column] = summary([each[key] for each in measured]).percent  # type: ignore[literal-required]
         names = runs[0].data["class_names"]

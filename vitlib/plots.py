@@ -64,7 +64,7 @@ def curves(runs_by_label: "Runs", metric: str | Sequence[str] = "accuracy") -> F
     fig, axes = plt.subplots(1, len(names), figsize=(WIDTH, 2.9), layout="constrained", squeeze=False)
     for name, ax in zip(names, axes[0], strict=True):
         _curve_panel(ax, runs_by_label, name)
-    cross = Line2D([], [], color="0.2", marker="x", linestyle="none", label="出现非有限值，训练停止")
+    cross = Line2D([], [], color="0.2", marker="x", linestyle="none", label="出现非有限值，训练中止")
     failed = any(run.failed for runs in runs_by_label.values() for run in runs)
     several = any(len(runs) > 1 for runs in runs_by_label.values())
     note = "线为均值，阴影为各种子的最小值至最大值" if several else None
