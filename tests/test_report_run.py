@@ -92,7 +92,7 @@ def test_time_left_comes_from_last_time_the_cells_done_and_the_training_within(s
     assert status.seconds_left() == 40.0  # c took 40 s last time; nothing is known of b
     status.relay.write_text(json.dumps({"text": "训练 best", "done": 30, "total": 90, "seconds_left": 65.0}))
     assert status.seconds_left() == 105.0
-    assert status.line() == "━━━━──────── 2.1  单元 2/2  训练  |  训练 best 30/90  |  全部剩约 1 分 45 秒"
+    assert status.line() == "━━━━──────── 剩约 1 分 45 秒 | 2.1 单元 2/2 训练 | 训练 best 30/90"
     status.start_notebook("2.2")
     status.relay.write_text("")
     status.start_cell("c")
@@ -105,7 +105,7 @@ def test_before_anything_is_known_no_time_is_invented(tmp_path):
     line.plan("2.1", {"a": "方法"}, {})
     assert line.line() == ""
     line.start_notebook("2.1")
-    assert line.line().endswith("2.1  单元 0/1  启动内核  |  剩余时间待估")
+    assert line.line().endswith("剩余时间待估 | 2.1 单元 0/1 启动内核")
 
 
 def test_the_kernels_chinese_messages_pass_but_bars_and_library_warnings_do_not(status, capsys):
@@ -274,7 +274,7 @@ def test_the_page_opens_without_network_errors_or_missing_fonts(printed):
 def test_the_printed_pages_are_not_blank(printed, tmp_path):
     try:
         subprocess.run(
-            ["pdftoppm", "-r", "20", "-gray", printed.with_suffix(".pdf"), tmp_path / "p"], check=True
+            ["pdftoppm", "-r", "40", "-gray", printed.with_suffix(".pdf"), tmp_path / "p"], check=True
         )
     except FileNotFoundError:
         pytest.skip("needs poppler-utils")

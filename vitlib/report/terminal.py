@@ -93,14 +93,16 @@ class StatusLine:
         name, cell = self._now
         cells = self._cells[name]
         at = list(cells).index(cell) + 1 if cell else 0
-        parts = [f"{name}  单元 {at}/{len(cells)}  {cells[cell] if cell else '启动内核'}"]
+        left = self.seconds_left()
+        parts = [
+            "剩余时间待估" if left is None else f"剩约 {duration(left)}"
+        ]  # first: a narrow terminal cuts the end
+        parts.append(f"{name} 单元 {at}/{len(cells)} {cells[cell] if cell else '启动内核'}")
         if training := self._training():
             parts.append(f"{training['text']} {training['done']}/{training['total']}")
-        left = self.seconds_left()
-        parts.append("剩余时间待估" if left is None else f"全部剩约 {duration(left)}")
         total = sum(map(len, self._cells.values()))
         filled = round(12 * len(self._spent) / max(total, 1))
-        return f"{'━' * filled}{'─' * (12 - filled)} " + "  |  ".join(parts)
+        return f"{'━' * filled}{'─' * (12 - filled)} " + " | ".join(parts)
 
     def _finish_cell(self, following: tuple[str, str]) -> None:
         if self._now is not None and self._now[1]:
