@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitlib.data.course import find, load_course
+from vitlib.data.decode import read_image
 from vitlib.data.folder import load_folder, load_images
 from vitlib.data.sets import Dataset, LabeledImages, TestSet, TrainSet, ValSet, describe
 from vitlib.errors import UserError
@@ -24,6 +25,7 @@ __all__ = [
     "describe",
     "load",
     "load_images",
+    "read_image",
 ]
 
 SOURCES = ("auto", "course", "cifar10", "cifar10-lt", "synthetic")
@@ -69,7 +71,7 @@ def load(
                 raise
         why = f"没有找到课程数据（找过 {WHERE}），也无法下载 CIFAR-10，因此使用合成数据"
         return replace(_synthetic(image_size), warnings=(why,))
-    if os.sep not in str(source) and not Path(source).expanduser().exists():
+    if Path(source).name == str(source) and not os.path.lexists(source):
         raise UserError(
             f"没有名为“{source}”的数据。可用的有 {'、'.join(SOURCES)}，或者一个文件夹、zip 文件的路径。"
         )

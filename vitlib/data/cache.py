@@ -53,8 +53,8 @@ def _path(key: tuple[object, ...]) -> Path:
 
 def _digest(pack: Pack, note: bytes) -> bytes:
     digest = hashlib.sha256(note)
-    digest.update(pack.images.numpy())
-    digest.update(pack.labels.numpy())
+    digest.update(pack.images.numpy().data)
+    digest.update(pack.labels.numpy().data)
     return digest.digest()
 
 

@@ -1,7 +1,6 @@
 """Public CIFAR-10: the course's split rebuilt from it, and the long-tailed sets of the papers."""
 
 import contextlib
-import errno
 import http.client
 import io
 import socket
@@ -23,13 +22,12 @@ from vitlib.data.course_split import read_split
 from vitlib.data.decode import decode_files
 from vitlib.data.names import CIFAR10_CHINESE
 from vitlib.data.sets import Dataset, LabeledImages, TestSet, TrainSet, pick
-from vitlib.data.tree import reason
+from vitlib.data.tree import REASONS, reason
 from vitlib.errors import UserError
 from vitlib.paths import cache_dir, data_dirs
 
 TIMEOUT = 10.0  # seconds without an answer that count as no connection
 TRAIN_IMAGES = 50_000
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 LT_SEED = 0  # which images of a class stay in a long-tailed set
 MANUAL = (
     "也可以自己下载 cifar-10-python.tar.gz 放进 data/ 文件夹，或者使用课程数据、DATA=synthetic（合成数据）"
@@ -167,17 +165,16 @@ def _fetch() -> Pack:
             else:
                 _extract(local, folder)
             return _unpickle(Path(folder))
-    except RuntimeError as error:
-        what = f"{local} " if local else "下载到的 CIFAR-10 "
-        raise UserError(f"{what}不完整或被改动过（校验和不符）。请删除它，再下载一次；{MANUAL}。") from error
-    except OSError as error:
-        if local is None and error.errno not in DISK_ERRORS:
+    except (OSError, RuntimeError) as error:
+        code = getattr(error, "errno", None)
+        if local is None and code not in REASONS:
             raise NoConnection(
                 f"下载 CIFAR-10 时连接中断（{error}）。请检查网络后再试；{MANUAL}。"
             ) from error
+        why = reason(error) if isinstance(error, OSError) else "不完整或被改动过（校验和不符），请删除它"
         raise UserError(
-            f"无法读取或存放 CIFAR-10（{error.filename or local or cache_dir()}）：{reason(error)}。"
-            f"请检查空间和权限，或用环境变量 CIFAR_VIT_CACHE 另指定缓存文件夹。"
+            f"无法读取或存放 CIFAR-10（{local or cache_dir()}）：{why}。请检查空间和权限，"
+            f"或用环境变量 CIFAR_VIT_CACHE 另指定缓存文件夹；{MANUAL}。"
         ) from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from vitlib.data.decode import load_part
 from vitlib.data.names import CIFAR10_CHINESE
 from vitlib.data.sets import Dataset, LabeledImages, TestSet, TrainSet
-from vitlib.data.tree import open_tree
+from vitlib.data.tree import listing, open_tree
 from vitlib.errors import UserError
 from vitlib.paths import data_dirs
 
@@ -17,26 +17,24 @@ TEST_COUNTS = (487,) * 10
 IDS = {str(c): c for c in range(10)}
 
 
-def find(places: list[Path] | None = None) -> tuple[Path, Path] | None:
-    """Find the training and the test images, as folders or zip files, in the first place that has them.
+def find(place: Path | None = None) -> tuple[Path, Path] | None:
+    """Find the training and the test images, as folders or zip files, in ``place``.
 
-    Looks in ``places``, by default CIFAR_VIT_DATA and data/. Returns None where there is neither.
-    Raises UserError where only one of the two is found, or CIFAR_VIT_DATA does not exist.
+    Without ``place``, looks in CIFAR_VIT_DATA, then in data/. Returns None where there is neither.
+    Raises UserError where only one of the two is found, or where the place cannot be read.
     """
-    if (
-        places is None
-        and (chosen := os.environ.get("CIFAR_VIT_DATA"))
-        and not Path(chosen).expanduser().exists()
-    ):
-        raise UserError(f"环境变量 CIFAR_VIT_DATA 指向的文件夹 {chosen} 不存在。请改正或取消这个变量。")
-    for place in data_dirs() if places is None else places:
-        train, test = _first(place, TRAIN_NAMES), _first(place, TEST_NAMES)
+    chosen = place or os.environ.get("CIFAR_VIT_DATA")
+    for folder in [place] if place else data_dirs():
+        if not chosen and not folder.is_dir():
+            continue  # data/ need not be there, a place that was named must
+        names, chosen = listing(folder), None
+        train, test = _first(names, TRAIN_NAMES), _first(names, TEST_NAMES)
         if train and test:
-            return train, test
+            return folder / train, folder / test
         if train or test:
             missing = "、".join(TEST_NAMES if train else TRAIN_NAMES)
             raise UserError(
-                f"{place} 里只有 {(train or test or place).name}，缺少另一半课程数据。"
+                f"{folder} 里只有 {train or test}，缺少另一半课程数据。"
                 f"请把 {missing}（其中之一，文件夹或 .zip）也放进去。"
             )
     return None
@@ -59,9 +57,9 @@ def load_course(found: tuple[Path, Path], size: int = 32, skip: bool = False) ->
     )
 
 
-def _first(place: Path, names: tuple[str, ...]) -> Path | None:
-    candidates = [place / (name + suffix) for name in names for suffix in ("", ".zip")]
-    return next((path for path in candidates if path.exists()), None)
+def _first(there: list[str], names: tuple[str, ...]) -> str | None:
+    wanted = [name + suffix for name in names for suffix in ("", ".zip")]
+    return next((name for name in wanted if name in there), None)
 
 
 def _differences(what: str, part: LabeledImages, known: tuple[int, ...]) -> list[str]:

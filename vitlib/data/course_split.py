@@ -33,7 +33,7 @@ def read_split() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def write_split(folder: Path, target: Path = FILE) -> None:
     """Write the list from the course's data in ``folder``."""
-    found = find([folder])
+    found = find(folder)
     if found is None:
         raise SystemExit(f"no course data in {folder}")
     codes = np.zeros(50_000, np.uint8)

@@ -7,16 +7,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
+from torch import Tensor
 
 from vitlib.data.cache import Pack, cached
 from vitlib.data.tree import Tree, reason
 from vitlib.errors import UserError
+from vitlib.progress import Progress
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # a closed list: some of Pillow's other readers run programs
 MAX_PIXELS = 2**26  # 8192 x 8192
@@ -55,6 +57,14 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
         return np.asarray(square).transpose(2, 0, 1)
 
 
+def read_image(path: str | os.PathLike[str], size: int = 32) -> Tensor:
+    """Read one image file as uint8 (3, size, size); raises UserError with the file and the reason."""
+    try:
+        return torch.from_numpy(decode_image(Path(path).read_bytes(), size).copy())
+    except _DAMAGE as error:
+        raise UserError(f"无法读取图像 {path}：{_why(error)}。请检查路径，或换一个完好的文件。") from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return the image in mode RGB, whatever its mode."""
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -87,10 +97,10 @@ def decode_files(
 
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(files), desc="解码图像", unit="张", delay=1, mininterval=0.5, leave=False) as bar,
+        Progress(len(files), "解码图像", unit="张", show=len(files) > 2000) as bar,
     ):
         for done in pool.map(chunk, range(0, len(files), _CHUNK)):
-            bar.update(done)
+            bar.advance(done)
     return images, dict(sorted(faults.items()))
 
 

@@ -20,7 +20,7 @@ def load_folder(path: str | os.PathLike[str], size: int = 32, skip: bool = False
     A folder that holds the course's folders or zips is loaded as the course's data.
     """
     tree = open_tree(path)
-    if tree.where.is_dir() and (found := find([tree.where])) is not None:
+    if tree.where.is_dir() and (found := find(tree.where)) is not None:
         return load_course(found, size, skip)
     divided = tree.has_parts()
     names = tuple(tree.classes("train" if divided else None))
@@ -65,7 +65,7 @@ def load_images(
     Raises UserError for a folder that names no class and for all bad input of :func:`vitlib.data.load`.
     """
     tree = open_tree(path)
-    if tree.where.is_dir() and (found := find([tree.where])) is not None:
+    if tree.where.is_dir() and (found := find(tree.where)) is not None:
         tree = open_tree(found[1])
     part = "test" if tree.has_parts() else None
     ids = class_ids(list(tree.classes(part)), class_names)

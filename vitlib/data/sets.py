@@ -82,11 +82,14 @@ class Dataset:
         warnings: Sequence[str] = (),
         skipped: Sequence[str] = (),
     ) -> Self:
-        """Build a data set and compute its fingerprint."""
-        print_of = fingerprint(train, test, class_names)
-        return cls(
-            name, train, test, tuple(class_names), print_of, provenance, tuple(warnings), tuple(skipped)
-        )
+        """Build a data set and compute its fingerprint; raises UserError for a class without training images."""
+        counts = train.counts(len(class_names))
+        if absent := "”“".join(name for name, n in zip(class_names, counts, strict=True) if not n):
+            raise UserError(
+                f"训练集里没有类别“{absent}”的图像（{provenance}）。请补上这些类别的训练图像，或连同测试图像一起删除。"
+            )
+        digest = fingerprint(train, test, class_names)
+        return cls(name, train, test, tuple(class_names), digest, provenance, tuple(warnings), tuple(skipped))
 
     @property
     def synthetic(self) -> bool:
@@ -157,8 +160,8 @@ def fingerprint(train: LabeledImages, test: LabeledImages, class_names: Sequence
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for part in (train, test):
         digest.update(json.dumps(list(part.images.shape)).encode())
-        digest.update(part.images.contiguous().numpy())
-        digest.update(part.labels.contiguous().numpy())
+        digest.update(part.images.contiguous().numpy().data)
+        digest.update(part.labels.contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 

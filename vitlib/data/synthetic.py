@@ -1,8 +1,8 @@
 """Ten classes of generated patterns: what is left to learn from without data and without a network.
 
-Every image is two colours in bands along a field f(x, y), such as the distance from a point. Colours,
-position, width and phase of the bands are random, so the mean image of every class is the same grey and
-a linear model on pixels learns next to nothing; a model must see how the bands run.
+Most are dark and light bands along a field f(x, y), such as the distance from a point. Colours, position,
+width and phase are random, so the mean images of the classes are nearly the same grey and a linear model
+on pixels learns little: a model must see how the bands run.
 """
 
 import numpy as np
@@ -37,16 +37,15 @@ def _draw(counts: tuple[int, ...], size: int, seed: int) -> tuple[Tensor, Tensor
     labels = np.repeat(np.arange(10), counts)
     for image, label in zip(images, labels, strict=True):
         ink = _pattern(int(label), size, random)
-        one = random.randint(0, 256, 3)
-        other = (one + random.randint(64, 193, 3)) % 256  # apart in every channel
+        dark, light = random.randint(0, 111, 3), random.randint(145, 256, 3)
         noise = random.randint(-NOISE, NOISE + 1, (size, size, 3))
-        image[:] = (np.where(ink[..., None], one, other) + noise).clip(0, 255)
+        image[:] = (np.where(ink[..., None], dark, light) + noise).clip(0, 255)
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
 
 
 def _pattern(label: int, size: int, random: np.random.RandomState) -> np.ndarray:
-    """Return bool (size, size): the pixels that get the first colour."""
-    period, phase = random.randint(size // 5, size // 3 + 1), random.randint(0, size)
+    """Return bool (size, size): the dark pixels."""
+    period, phase = random.randint(size // 5, 3 * size // 8 + 1), random.randint(0, size)
     middle = random.randint(size // 4, size - size // 4, 2)
     y, x = np.arange(size)[:, None] - middle[0], np.arange(size)[None, :] - middle[1]
 
@@ -67,7 +66,7 @@ def _pattern(label: int, size: int, random: np.random.RandomState) -> np.ndarray
         case "圆环":
             ink = bands(np.sqrt(x * x + y * y).astype(int))
         case "十字":
-            ink = bands(np.minimum(abs(x), abs(y)))
+            ink = np.minimum(abs(x), abs(y)) < period // 3
         case "锯齿":
             ink = bands(y + abs(x % (2 * period) - period))
         case "棋盘格":

@@ -23,7 +23,7 @@ MAX_ZIP_RATIO = 200  # unpacked to packed size, where there is enough of it to d
 RATIO_MATTERS_BYTES = 64 * 2**20
 
 LAYOUT = "数据应放成“文件夹/类别/图像”，或在 train 与 test 两个子文件夹里各放一份这样的类别文件夹"
-_REASONS = {
+REASONS = {
     errno.ENOENT: "不存在",
     errno.EACCES: "没有访问权限",
     errno.EPERM: "没有访问权限",
@@ -38,7 +38,15 @@ _REASONS = {
 
 def reason(error: OSError) -> str:
     """Say in Chinese why the operating system refused."""
-    return _REASONS.get(error.errno or 0, f"系统报告“{error.strerror or error}”")
+    return REASONS.get(error.errno or 0, f"系统报告“{error.strerror or error}”")
+
+
+def listing(folder: Path) -> list[str]:
+    """Return the names in a folder; raises UserError where it is missing or may not be read."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"无法读取文件夹 {folder}：{reason(error)}。请检查路径和权限。") from error
 
 
 def natural(name: str) -> list[tuple[int, str]]:
