@@ -7,7 +7,6 @@ import pytest
 
 from vitlib.errors import UserError
 from vitlib.metrics import (
-    class_table,
     confusion,
     expected_calibration_error,
     per_class_recall,
@@ -84,10 +83,6 @@ def test_tables_for_readers():
     assert list(table["配方"]) == ["基线", "改进"] and list(table["种子数"]) == [2, 1]
     assert table["准确率 / %"][0] == "81.2 ± 26.5" and table["准确率 / %"][1] == "100.0"
     assert table["最差类别"][0] == "汽车" and table["最差类别召回率 / %"][0] == "75.0 ± 35.4"
-    classes = class_table(LABELS, PREDICTED, ("飞机", "汽车", "鸟"), (40, 20, 10))
-    assert list(classes["召回率 / %"]) == ["75.0", "50.0", "50.0"]
-    assert list(classes["精确率 / %"]) == ["75.0", "50.0", "50.0"]
-    assert list(classes["测试图像数"]) == [4, 2, 2]
     with pytest.raises(UserError, match="改进"):
         score_table({"改进": []})
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score
 
 from vitlib.errors import UserError
 from vitlib.stats import summary
@@ -124,28 +124,6 @@ def score_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
         row["最差类别召回率 / %"] = summary(recalls[:, worst].tolist()).percent
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def class_table(
-    labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str], class_counts: Sequence[int]
-) -> "pd.DataFrame":
-    """One row a class: training images, test images, precision, recall and F1 in percent, for readers."""
-    import pandas as pd
-
-    _check(labels, predicted, len(class_names))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=np.arange(len(class_names)), zero_division=0
-    )
-    return pd.DataFrame(
-        {
-            "类别": list(class_names),
-            "训练图像数": list(class_counts),
-            "测试图像数": support,
-            "精确率 / %": [f"{100 * value:.1f}" for value in precision],
-            "召回率 / %": [f"{100 * value:.1f}" for value in recall],
-            "F1 / %": [f"{100 * value:.1f}" for value in f1],
-        }
-    )
 
 
 def _check(
