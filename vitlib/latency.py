@@ -1,0 +1,47 @@
+"""How long models take on this machine, measured so that they can be compared.
+
+The models take turns: whatever slows the machine down for a while slows all of them. Every single time is
+kept; the median says what to expect and the quartiles how steady it is.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@torch.inference_mode()
+def measure(
+    models: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],
+    images: Tensor,
+    *,
+    seconds: float = 5.0,
+    least: int = 5,
+) -> dict[str, np.ndarray]:
+    """Time the forward pass of each model on ``images``, float (B, C, S, S), on their device.
+
+    In every round each model runs once; rounds go on for ``seconds`` and number at least ``least``. One round
+    before that warms up. Returns the wall times in seconds by name, float64 (rounds,), in order.
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    rounds, started = -1, time.monotonic()
+    while rounds < least or time.monotonic() - started < seconds:
+        if rounds == 0:
+            started = time.monotonic()
+        for name, model in models.items():
+            begun = time.perf_counter()
+            model(images)
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)
+            if rounds >= 0:
+                times[name].append(time.perf_counter() - begun)
+        rounds += 1
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def spread(times: np.ndarray) -> str:
+    """Return median and quartiles of times in seconds as ``12.3 [11.9, 13.0]``, in milliseconds."""
+    low, median, high = np.percentile(1e3 * times, [25, 50, 75])
+    return f"{median:.3g} [{low:.3g}, {high:.3g}]"
