@@ -125,7 +125,7 @@ class Recipe:
                 value = value.spec()
             elif isinstance(item.default, float):
                 value = float(value)
-            if value != {}:
+            if value != {} or isinstance(getattr(self, item.name), Recipe):  # {}: all its fields at default
                 out[item.name] = _plain(value)
         return out
 

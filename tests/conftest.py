@@ -1,0 +1,19 @@
+"""One thread, the CPU, a run store of its own, and examples that are the same in every run."""
+
+import os
+
+# before torch is imported: tiny tensors are faster on one thread, and sums come out the same everywhere
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CIFAR_VIT_DEVICE", "cpu")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("project", deadline=None, derandomize=True, database=None)
+settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def own_run_store(tmp_path_factory, monkeypatch):
+    """Let no test find, or leave, a run in the checkout's own store."""
+    monkeypatch.setenv("CIFAR_VIT_RUNS", str(tmp_path_factory.getbasetemp() / "runs"))

@@ -1,0 +1,205 @@
+"""A recipe's key: what changes it, what does not, and the keys of all named recipes, pinned."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitlib.errors import UserError
+from vitlib.recipe import Recipe
+from vitlib.recipes import RECIPES, recipe_named
+
+DATA = "0123456789abcdef"
+
+# Numerics version 1. A difference means that a default or a named recipe changed, and that its published
+# records are lost. A recipe may change while nothing has been published from it; a default never.
+KEYS = {
+    "original-vanilla": "02601998454a34cd",
+    "original-pretrain": "edf056eda7b6416e",
+    "original-improved": "bbf4e9630468c1f7",
+    "original-patch8": "67e04c083b848b4a",
+    "original-patch16": "e2c5b3ec9ff48bc6",
+    "original-patch16-continued": "f9fb320b30e07938",
+    "original-patch16-fixed": "9b2f910983674740",
+    "vit": "2b7284b5a7674e9d",
+    "best": "05f463c0698149a9",
+    "cpu": "308d53203ec751da",
+}
+
+
+def key(recipe, seed=0, data=DATA, numerics=1):
+    return recipe.key(seed, data, numerics)
+
+
+def test_keys_of_the_named_recipes_are_the_pinned_ones():
+    assert {name: key(recipe) for name, recipe in RECIPES.items()} == KEYS
+
+
+def test_the_name_is_not_part_of_the_key():
+    assert key(Recipe(name="a", epochs=3)) == key(Recipe(name="b", epochs=3))
+
+
+SPELLED_OUT = [
+    {"epochs": 100, "lr": 1e-3, "protocol": "study", "ema": 0, "init_from": None},
+    {"weight_decay": 5e-2, "clip_norm": 1, "warmup_epochs": 5, "encoder_lr_scale": 1},
+    {"model_args": {"patch_size": 4, "dropout": 0, "drop_path": 0.0, "layer_scale": None, "pool": "mean"}},
+    {"loss_args": {"label_smoothing": 0, "weighting": "none", "mining": "none", "keep": 0.5, "beta": 0.999}},
+    {"augment": {"flip": False, "crop": 0, "resized_crop": None, "mixup": 0, "mix_until": 1}},
+]
+
+
+@pytest.mark.parametrize("fields", SPELLED_OUT)
+def test_defaults_spelled_out_change_nothing(fields):
+    assert Recipe(**fields).spec() == {}
+    assert key(Recipe(**fields)) == key(Recipe())
+
+
+SAME = [
+    ({"lr": 1, "ema": 0.5}, {"lr": 1.0, "ema": 0.5}),
+    ({"model_args": {"layer_scale": 1}}, {"model_args": {"layer_scale": 1.0}}),
+    ({"loss": "focal", "loss_args": {"gamma": 1}}, {"loss": "focal", "loss_args": {"gamma": 1.0}}),
+    ({"loss": "focal", "loss_args": {"gamma": 2}}, {"loss": "focal"}),
+    ({"augment": {"mixup": 1, "jitter": 1}}, {"augment": {"jitter": 1.0, "mixup": 1.0}}),
+    ({"augment": {"resized_crop": (1, 1, 1, 2)}}, {"augment": {"resized_crop": [1.0, 1.0, 1.0, 2.0]}}),
+    ({"augment": {"crop": 4.0, "flip": 1}}, {"augment": {"crop": 4, "flip": True}}),
+    (
+        {"model_args": {"patch_size": 8, "d_model": 64}, "init_from": Recipe(name="x", lr=1)},
+        {"model_args": {"d_model": 64, "patch_size": 8}, "init_from": Recipe(name="y", lr=1.0)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_two_ways_of_writing_one_recipe_have_one_key(one, other):
+    assert key(Recipe(**one)) == key(Recipe(**other)) != key(Recipe())
+
+
+CHANGES = [
+    {"model": "original"},
+    {"model_args": {"d_model": 128}},
+    {"objective": "autoencode"},
+    {"protocol": "refit"},
+    {"epochs": 101},
+    {"batch_size": 255},
+    {"optimizer": "adam"},
+    {"lr": 2e-3},
+    {"weight_decay": 0.0},
+    {"schedule": "constant"},
+    {"warmup_epochs": 4.0},
+    {"clip_norm": 0.0},
+    {"ema": 0.9},
+    {"loss": "focal"},
+    {"loss_args": {"label_smoothing": 0.1}},
+    {"augment": {"flip": True}},
+    {"augment": {"crop": 1}},
+    {"augment": {"mixup": 0.1, "mix_until": 0.9}},
+    {"normalize": "none"},
+    {"init_from": Recipe()},
+    {"init_from": Recipe(epochs=1)},
+    {"encoder_lr_scale": 0.1},
+    {"on_nonfinite": "continue"},
+]
+
+
+def test_every_field_but_the_name_changes_the_key():
+    keys = [key(Recipe(**change)) for change in [{}, *CHANGES]]
+    keys += [key(Recipe(), seed=1), key(Recipe(), data="f" * 16), key(Recipe(), numerics=2)]
+    assert len(set(keys)) == len(CHANGES) + 4
+    assert {name for change in CHANGES for name in change} == set(Recipe.__dataclass_fields__) - {"name"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_record_gives_the_recipe_back(name):
+    recipe = RECIPES[name]
+    back = Recipe.from_spec(json.loads(json.dumps(recipe.spec())), name)
+    assert key(back) == key(recipe) and back.spec() == recipe.spec() and back.name == name
+    assert back.epochs == recipe.epochs and back.lr == recipe.lr and back.protocol == recipe.protocol
+    if recipe.init_from:
+        assert back.init_from.spec() == recipe.init_from.spec() != {}
+        assert key(back.init_from) == key(recipe.init_from)
+
+
+RECIPE_FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "epochs": st.integers(0, 2000),
+        "lr": st.floats(0, 1) | st.integers(0, 3),
+        "ema": st.sampled_from([0, 0.0, 0.9, 0.999]),
+        "clip_norm": st.integers(0, 3) | st.floats(0, 10),
+        "protocol": st.sampled_from(["study", "refit", "original"]),
+        "model_args": st.fixed_dictionaries(
+            {}, optional={"d_model": st.sampled_from([64, 256]), "drop_path": st.sampled_from([0, 0.0, 0.1])}
+        ),
+        "augment": st.fixed_dictionaries(
+            {},
+            optional={
+                "flip": st.booleans(),
+                "crop": st.integers(0, 4),
+                "mixup": st.integers(0, 2) | st.floats(0, 2),
+                "resized_crop": st.sampled_from([None, (1, 1, 1, 1), [0.5, 1, 1, 1]]),
+            },
+        ),
+    },
+)
+
+
+@given(RECIPE_FIELDS, RECIPE_FIELDS)
+def test_any_recipe_survives_json_and_keeps_its_key(fields, start):
+    recipe = Recipe(**fields, init_from=Recipe(**start))
+    back = Recipe.from_spec(json.loads(json.dumps(recipe.spec())), "back")
+    assert back.spec() == recipe.spec() and key(back) == key(recipe)
+
+
+REFUSED = [
+    ({"epoch": 3}, "epoch.*是不是想写 epochs"),
+    ({"model_args": {"patchsize": 8}}, "patchsize.*是不是想写 patch_size"),
+    ({"model_args": {"d_model": "wide"}}, "d_model='wide'"),
+    ({"model": "resnet"}, "resnet.*vit、original"),
+    ({"loss": "hinge"}, "hinge.*cross_entropy"),
+    ({"loss_args": {"smoothing": 0.1}}, "smoothing.*label_smoothing"),
+    ({"loss_args": {"label_smoothing": 2}}, "label_smoothing=2"),
+    ({"augment": {"flipp": True}}, "flipp.*是不是想写 flip"),
+    ({"augment": {"crop": -1}}, "crop=-1"),
+    ({"augment": {"resized_crop": (0.8, 1.0)}}, "resized_crop="),
+    ({"augment": {"resized_crop": (0.8, 0.4, 1, 1)}}, "resized_crop="),
+    ({"augment": {"jitter": 1.5}}, "jitter=1.5"),
+    ({"augment": {"erase": -0.1}}, "erase=-0.1"),
+    ({"augment": {"mixup": -1}}, "mixup=-1"),
+    ({"augment": {"mix_until": 7}}, "mix_until=7"),
+    ({"protocol": "cheat"}, "protocol='cheat'.*study、refit、original"),
+    ({"optimizer": "sgd"}, "optimizer='sgd'"),
+    ({"epochs": 2.5}, "epochs=2.5"),
+    ({"epochs": -1}, "epochs=-1"),
+    ({"batch_size": 0}, "batch_size=0"),
+    ({"lr": -1e-3}, "lr=-0.001"),
+    ({"lr": float("nan")}, "lr=nan"),
+    ({"warmup_epochs": -1}, "warmup_epochs=-1"),
+    ({"ema": 1.0}, "ema=1.0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_what_is_unknown_or_wrong_is_refused_by_name(fields, message):
+    with pytest.raises(UserError, match=message):
+        Recipe().but(**fields)
+
+
+def test_an_unknown_field_in_a_record_is_refused_by_name():
+    with pytest.raises(UserError, match="momentum"):
+        Recipe.from_spec({"epochs": 3, "momentum": 0.9}, "x")
+
+
+def test_but_merges_arguments_and_takes_out_what_is_none():
+    base = Recipe(model_args={"d_model": 64, "num_heads": 2}, augment={"flip": True, "crop": 4}, epochs=7)
+    changed = base.but(name="new", model_args={"num_heads": None, "patch_size": 8}, augment={"crop": 2})
+    assert changed.model_args == {"d_model": 64, "patch_size": 8}
+    assert changed.augment == {"flip": True, "crop": 2}
+    assert (changed.name, changed.epochs) == ("new", 7)
+    assert base.model_args == {"d_model": 64, "num_heads": 2}  # the original is as it was
+
+
+def test_recipes_are_found_by_name_or_refused():
+    assert all(recipe_named(name) is recipe and recipe.name == name for name, recipe in RECIPES.items())
+    with pytest.raises(UserError, match=r"bset.*original-vanilla"):
+        recipe_named("bset")
