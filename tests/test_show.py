@@ -8,8 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from vitlib import show
+from vitlib.data import Dataset, TestSet, TrainSet
 from vitlib.errors import UserError
 
 
@@ -120,7 +122,7 @@ def test_empty_things_are_refused():
     [
         (make_data(), (), ""),
         (
-            make_data(provenance="子集 2,000 张", images=2000),
+            make_data(provenance="按类别比例抽取的子集：2,000 张", images=2000),
             (),
             "（子集：训练图像 2,000 张、测试图像 4,870 张）",
         ),
@@ -144,6 +146,18 @@ def test_captions_say_what_data_and_runs_they_come_from(shown, data, runs, expec
     show.table(pd.DataFrame({"a": [1]}), "方法", "tab:a", result=False)
     assert meta_of(shown, "fig")[0]["caption"] == "曲线" + expected
     assert meta_of(shown, "tab")[0]["caption"] == "方法"
+
+
+def test_a_subset_of_real_data_is_recognised_and_the_course_whole_is_not():
+    images, labels = torch.zeros(40, 3, 4, 4, dtype=torch.uint8), torch.arange(40) % 2
+    whole = Dataset(
+        name="course", train=TrainSet(images, labels), test=TestSet(images, labels), class_names=("甲", "乙"),
+        fingerprint="f" * 16, provenance="课程提供的 CIFAR-10 子集", warnings=(), skipped=(),
+    )  # fmt: skip
+    show.set_context(whole)
+    assert show.remark() == ""
+    show.set_context(whole.subset(20, 10))
+    assert show.remark() == "（子集：训练图像 20 张、测试图像 10 张）"
 
 
 def test_a_figure_of_other_runs_names_and_carries_those(shown):

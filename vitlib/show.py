@@ -176,13 +176,17 @@ def source(thing: Any) -> None:
     text(f"```python\n{code.strip()}\n```")
 
 
-def text(markdown: str) -> None:
-    """Show a computed paragraph of Markdown; the report sets it like the prose around it."""
+def text(markdown: str, place: str | None = None, *, update: bool = False) -> None:
+    """Show a computed paragraph of Markdown; the report sets it like the prose around it.
+
+    A paragraph with a ``place`` (a name) is replaced by a later one with the same place and ``update``, so
+    that a section can begin with the answer it ends with.
+    """
     if not markdown.strip():
         raise UserError("show.text 收到了空文字，请检查生成它的语句。")
-    display(
-        {"text/markdown": markdown, "text/plain": markdown}, raw=True, metadata={"vitlib": {"kind": "text"}}
-    )
+    where = {"display_id": place, "update": update} if place else {}
+    content = {"text/markdown": markdown, "text/plain": markdown}
+    display(content, raw=True, metadata={"vitlib": {"kind": "text"}}, **where)
 
 
 def remark(runs: Runs | None = None) -> str:
@@ -199,7 +203,7 @@ def remark(runs: Runs | None = None) -> str:
         images = _span(run.data["train_images"] for run in used)
         epochs = _span(run.recipe.epochs for run in used)
         parts.append(f"训练图像 {images} 张、{epochs} 轮、{_span(map(len, seeds.values()))} 个种子")
-    elif data is not None and "子集" in data.provenance:
+    elif data is not None and "抽取的子集" in data.provenance:  # the words of Dataset.subset
         parts.append(f"子集：训练图像 {len(data.train):,} 张、测试图像 {len(data.test):,} 张")
     return f"（{'；'.join(parts)}）" if parts else ""
 
