@@ -16,17 +16,31 @@ from vitlib.errors import UserError
 from vitlib.models import count, create_model
 from vitlib.recipe import Recipe
 
-TIERS = {1: "最佳配方与原系统", 2: "它们的更多种子", 3: "2.3 消融", 4: "2.2 类别不平衡", 5: "2.4 轻量化"}
+TIERS = {
+    1: "最佳配方与原系统",
+    2: "它们的更多种子",
+    3: "2.3 消融",
+    4: "2.2 类别不平衡",
+    5: "2.4 轻量化与消融的更多种子",
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a section's table: reader's label, recipe, tier of its first seed and of further seeds."""
+    """One line of a section's table: reader's label, recipe, tier of its first seed and of further seeds.
+
+    ``full_only`` entries are for full-size profiles: a processor has no time for them.
+    """
 
     label: str
     recipe: Recipe
     tier: int
     more_seeds_tier: int | None = None  # None: in the same tier
+    full_only: bool = False
+
+    def tier_of(self, seed: int) -> int:
+        """Return the tier in which this seed (0-based) comes."""
+        return self.tier if seed == 0 else self.more_seeds_tier or self.tier
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,8 @@ class Profile:
     """How far a plan is cut down.
 
     images, test_images: stratified subsets, None for all; epochs: by model name, empty for the recipe's own;
-    seeds: how many; tier: last tier run at full size, later ones are left out.
+    seeds: how many; tier: last tier run at full size, later ones are left out; thin: without the entries
+    that are ``full_only``.
     """
 
     name: str
@@ -43,6 +58,11 @@ class Profile:
     epochs: tuple[tuple[str, int], ...] = ()
     seeds: int = 3
     tier: int = 5
+    thin: bool = False
+
+    def takes(self, entry: Entry, seed: int = 0) -> bool:
+        """Whether this profile trains this seed (0-based) of an entry."""
+        return entry.tier_of(seed) <= self.tier and not (self.thin and entry.full_only)
 
     def fit(self, recipe: Recipe) -> Recipe:
         """Return the recipe with this profile's epochs, its pre-training included."""
@@ -61,10 +81,17 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 160, 100, (("original", 1), ("vit", 1)), seeds=1),
-    "quick": Profile("quick", 2_000, 1_000, (("original", 3), ("vit", 10)), seeds=1),
+    "smoke": Profile("smoke", 160, 100, (("original", 1), ("vit", 1)), seeds=1, thin=True),
+    "quick": Profile("quick", 2_000, 1_000, (("original", 3), ("vit", 10)), seeds=1, thin=True),
     "full": Profile("full"),
 }
+
+
+def _knob(name: str, value: int, full_only: bool = False) -> Entry:
+    """Return an entry of 2.3: the modern ViT with one argument changed; its further seeds come last."""
+    recipe = recipes.VIT.but(name=f"vit-{name}-{value}".replace("_", "-"), model_args={name: value})
+    return Entry(f"{name} {value}", recipe, 3, 5, full_only)
+
 
 SECTIONS: dict[str, list[Entry]] = {
     "2.1": [
@@ -87,13 +114,14 @@ SECTIONS: dict[str, list[Entry]] = {
         Entry("原系统（patch 16，遇非有限值即停）", recipes.PATCH16, 1, 2),
         Entry("原系统（patch 16，照原样继续）", recipes.PATCH16_ON, 1, 2),
         Entry("原系统（patch 16，更正注意力随机失活）", recipes.PATCH16_FIXED, 1, 2),
-        Entry("patch 4", recipes.VIT, 1, 2),
-        *(
-            Entry(
-                f"patch {size}", recipes.VIT.but(name=f"vit-patch{size}", model_args={"patch_size": size}), 3
-            )
-            for size in (8, 16)
-        ),
+        Entry("现代 ViT", recipes.VIT, 1, 2),
+        _knob("patch_size", 8),
+        _knob("patch_size", 16),
+        _knob("patch_size", 2, full_only=True),
+        _knob("d_model", 128),
+        _knob("num_heads", 2),
+        _knob("num_heads", 8, full_only=True),
+        _knob("num_layers", 3),
     ],
     "2.4": [Entry("现代 ViT", recipes.VIT, 1, 2)],
 }
@@ -134,9 +162,8 @@ def jobs(section: str, profile: Profile) -> list[Job]:
     found: dict[tuple[str, int], Job] = {}
     for entry in entries:
         for seed in range(profile.seeds):
-            tier = entry.tier if seed == 0 else entry.more_seeds_tier or entry.tier
-            if tier <= profile.tier:
-                job = Job(profile.fit(entry.recipe), seed, tier, entry.label)
+            if profile.takes(entry, seed):
+                job = Job(profile.fit(entry.recipe), seed, entry.tier_of(seed), entry.label)
                 found.setdefault((job.recipe.name, seed), job)
     return sorted(found.values(), key=lambda job: job.tier)
 

@@ -77,15 +77,13 @@ def open_study(
         return Study(section, profile, dataset, published_runs(table, store))
     chosen = resolve(profile, dataset, images=images, epochs=epochs, seeds=seeds)
     dataset = chosen.cut(dataset)
-    wanted = [entry for entry in table if entry.tier <= chosen.tier]
+    wanted = [(entry, seed) for entry in table for seed in range(chosen.seeds) if chosen.takes(entry, seed)]
     runs: dict[str, list[Run]] = {}
-    with Progress(len(wanted) * chosen.seeds, f"{section} 节的运行", unit="次", show=show) as progress:
-        for entry in wanted:
-            recipe = chosen.fit(entry.recipe)
-            runs[entry.label] = []
-            for seed in range(chosen.seeds):
-                runs[entry.label].append(store.get(recipe, seed, dataset, show=show))
-                progress.advance()
+    with Progress(len(wanted), f"{section} 节的运行", unit="次", show=show) as progress:
+        for entry, seed in wanted:
+            run = store.get(chosen.fit(entry.recipe), seed, dataset, show=show)
+            runs.setdefault(entry.label, []).append(run)
+            progress.advance()
     return Study(section, chosen.name, dataset, runs)
 
 
