@@ -54,7 +54,7 @@ class Augment:
     mix_until: float = 1.0
 
     def __init__(self, **switches: Any) -> None:
-        known = {item.name: item.default for item in fields(self)}
+        known: dict[str, Any] = {item.name: item.default for item in fields(self)}
         for name in switches:
             if name not in known:
                 near = difflib.get_close_matches(name, list(known), n=1)
@@ -62,21 +62,36 @@ class Augment:
                 raise UserError(f"没有叫 {name} 的数据增强。{hint}可用的开关：{'、'.join(known)}。")
         for name, default in known.items():
             value = switches.get(name, default)
-            object.__setattr__(
-                self, name, tuple(map(float, value)) if isinstance(value, list | tuple) else value
-            )
+            if value is not None:
+                value = tuple(map(float, value)) if default is None else type(default)(value)
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        box = self.resized_crop or (1.0, 1.0, 1.0, 1.0)
+        rules = {
+            "crop": (self.crop >= 0, "不能为负"),
+            "resized_crop": (
+                len(box) == 4 and 0 < box[0] <= box[1] <= 1 and 0 < box[2] <= box[3],
+                "应是（最小面积，最大面积，最小宽高比，最大宽高比），面积在 (0, 1] 内",
+            ),
+            "jitter": (0 <= self.jitter <= 1, "应在 [0, 1] 内"),
+            "erase": (0 <= self.erase <= 1, "是概率，应在 [0, 1] 内"),
+            "mixup": (self.mixup >= 0, "不能为负"),
+            "cutmix": (self.cutmix >= 0, "不能为负"),
+            "mix_until": (0 <= self.mix_until <= 1, "应在 [0, 1] 内"),
+        }
+        for name, (good, rule) in rules.items():
+            if not good:
+                raise UserError(f"数据增强 {name}={getattr(self, name)!r} 不可用：{rule}。")
 
     def switches(self) -> dict[str, Any]:
         """Return the switches that differ from their default, JSON-able."""
-        out = {item.name: getattr(self, item.name) for item in fields(self)}
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
         return {
-            name: list(value)
-            if isinstance(value, tuple)
-            else type(default)(value)
-            if default is not None
-            else value
-            for (name, value), default in zip(out.items(), (f.default for f in fields(self)), strict=True)
-            if value != default
+            item.name: list(given[item.name]) if item.default is None else given[item.name]
+            for item in fields(self)
+            if given[item.name] != item.default
         }
 
 
@@ -160,6 +175,10 @@ def resized_crop(
     if flip:
         theta[:, 0, 0] *= torch.where(draws["flip"] < 0.5, -1.0, 1.0)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    # a picture cut out first has no neighbours: what lies outside the box must not bleed in at its edge
+    first = torch.stack([(2 * left + 1) / width, (2 * top + 1) / height], 1)[:, None, None] - 1
+    span = torch.stack([2 * (box_w - 1) / width, 2 * (box_h - 1) / height], 1)[:, None, None]
+    grid = torch.maximum(torch.minimum(grid, first + span), first)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
