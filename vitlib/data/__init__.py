@@ -73,7 +73,7 @@ def load(
         return replace(_synthetic(image_size), warnings=(why,))
     if Path(source).name == str(source) and not os.path.lexists(source):
         raise UserError(
-            f"没有名为“{source}”的数据。可用的有 {'、'.join(SOURCES)}，或者一个文件夹、zip 文件的路径。"
+            f"没有名为“{source}”的数据。请用 {'、'.join(SOURCES)}，或者一个文件夹、zip 文件的路径。"
         )
     return load_folder(source, image_size, skip_unreadable)
 

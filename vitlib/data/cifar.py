@@ -112,12 +112,12 @@ def load_long_tailed(factor: float, kind: str, size: int = 32, skip: bool = Fals
 def lt_ratios(factor: float, kind: str, num_classes: int = 10) -> list[float]:
     """Return each class's share of the largest class; raises UserError for a bad factor or kind."""
     if factor < 1:
-        raise UserError(f"不平衡因子应不小于 1（最多的类与最少的类的数量之比），得到的是 {factor:g}。")
+        raise UserError(f"不平衡因子是最多的类与最少的类的数量之比，不能是 {factor:g}。请给出不小于 1 的数。")
     if kind == "exp":
         return [(1 / factor) ** (c / (num_classes - 1)) for c in range(num_classes)]
     if kind == "step":
         return [1.0 if c < num_classes // 2 else 1 / factor for c in range(num_classes)]
-    raise UserError(f"不平衡类型应为 exp（指数）或 step（阶梯），得到的是“{kind}”。")
+    raise UserError(f"没有名为“{kind}”的不平衡类型。请用 exp（指数）或 step（阶梯）。")
 
 
 def lt_counts(full: LabeledImages, ratios: Sequence[float]) -> list[int]:
@@ -166,15 +166,17 @@ def _fetch() -> Pack:
                 _extract(local, folder)
             return _unpickle(Path(folder))
     except (OSError, RuntimeError) as error:
-        code = getattr(error, "errno", None)
-        if local is None and code not in REASONS:
+        if local is None and getattr(error, "errno", None) not in REASONS:
             raise NoConnection(
                 f"下载 CIFAR-10 时连接中断（{error}）。请检查网络后再试；{MANUAL}。"
             ) from error
-        why = reason(error) if isinstance(error, OSError) else "不完整或被改动过（校验和不符），请删除它"
+        if isinstance(error, RuntimeError):
+            raise UserError(
+                f"{local} 不完整或被改动过（校验和不符）。请删除后重新下载；{MANUAL}。"
+            ) from error
         raise UserError(
-            f"无法读取或存放 CIFAR-10（{local or cache_dir()}）：{why}。请检查空间和权限，"
-            f"或用环境变量 CIFAR_VIT_CACHE 另指定缓存文件夹；{MANUAL}。"
+            f"无法读取或存放 CIFAR-10（{local or cache_dir()}）：{reason(error)}。"
+            f"请检查空间和权限，或用环境变量 CIFAR_VIT_CACHE 另指定缓存文件夹。"
         ) from error
 
 

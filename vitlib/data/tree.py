@@ -22,7 +22,7 @@ MAX_ZIP_BYTES = 16 * 2**30  # of all members, unpacked
 MAX_ZIP_RATIO = 200  # unpacked to packed size, where there is enough of it to do harm
 RATIO_MATTERS_BYTES = 64 * 2**20
 
-LAYOUT = "数据应放成“文件夹/类别/图像”，或在 train 与 test 两个子文件夹里各放一份这样的类别文件夹"
+LAYOUT = "请把数据放成“文件夹/类别/图像”，或在 train 与 test 两个子文件夹里各放一份这样的类别文件夹"
 REASONS = {
     errno.ENOENT: "不存在",
     errno.EACCES: "没有访问权限",
