@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from vitlib import plots, show
+from vitlib import panels, pictures, plots, show
 from vitlib.errors import UserError
 
 NAMES = ("飞机", "汽车", "鸟", "猫", "鹿", "狗", "青蛙", "马", "船", "卡车")
@@ -261,3 +261,40 @@ def test_no_text_runs_into_another(names):
     for fig in figures:
         assert fig.get_figwidth() <= 5.8
         assert_no_text_overlaps(fig)
+
+
+def test_each_knob_has_a_panel_and_all_share_the_vertical_axis():
+    base = [run(0.5, seed) for seed in range(2)]
+    groups = {
+        name: {f"{name} 1": base, f"{name} 22": [run(0.9, 0)]} for name in ("图像块大小", "头数", "块数")
+    }
+    fig = panels.knob_curves(groups)
+    assert [ax.get_title() for ax in fig.axes] == list(groups)
+    assert len({ax.get_ylim() for ax in fig.axes}) == 1 and fig.axes[0].get_ylim()[1] > 85
+    assert [text.get_text() for text in fig.axes[1].get_legend().get_texts()] == ["头数 1", "头数 22"]
+    assert_no_text_overlaps(fig)
+    with pytest.raises(UserError, match="旋钮"):
+        panels.knob_curves({})
+
+
+def test_accuracy_stands_against_every_cost():
+    costs = {"GFLOPs": [0.4, 0.3, 0.2], "吞吐量 / （张 / 秒）": [100, 120, 150]}
+    fig = panels.against(costs, [0.9, 0.88, 0.7], ["r = 0", "r = 4", "r = 8"])
+    for ax, values in zip(fig.axes, costs.values(), strict=True):
+        drawn = ax.collections[0].get_offsets()
+        np.testing.assert_allclose(drawn, np.c_[values, [90, 88, 70]])
+    assert legend_words(fig) == ["", "r = 0", "r = 4", "r = 8"]
+    assert_no_text_overlaps(fig)
+    with pytest.raises(UserError, match="个数为 2、1、2"):
+        panels.against({"GFLOPs": [1, 2]}, [0.5], ["a", "b"])
+
+
+def test_merged_patches_show_their_mean_and_white_lines_between():
+    image = np.zeros((1, 3, 4, 4), np.uint8)
+    image[0, :, :2, :2], image[0, :, :2, 2:], image[0, :, 2:] = 60, 20, 100
+    painted = pictures.merged_patches(image, [[5, 5, 2, 2]], scale=2)  # both upper patches in one group
+    assert painted.shape == (1, 3, 8, 8) and painted.dtype == np.uint8
+    assert (painted[0, :, :4] == 40).all() and (painted[0, :, 5:] == 100).all()
+    assert (painted[0, :, 4] == 255).all()
+    with pytest.raises(UserError, match="组号"):
+        pictures.merged_patches(image, [[0, 1, 2]])

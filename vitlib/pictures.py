@@ -108,6 +108,38 @@ def filters(weight: Any, most: int = 64, columns: int = 16) -> Figure:
     )
 
 
+def merged_patches(images: Any, groups: Any, scale: int = 4) -> np.ndarray:
+    """Repaint images so that one sees which patches were merged, for ``image_grid``.
+
+    Each group of patches gets its mean colour, and white lines part it from others.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+        groups: whole numbers (N, G * G), row by row, S a multiple of G; equal numbers are one group.
+        scale: how much larger the result is, so that the lines are thin.
+
+    Returns: uint8 (N, 3, scale * S, scale * S).
+    """
+    array, groups = np.asarray(images), np.asarray(groups)
+    grid = math.isqrt(groups.shape[-1])
+    if array.shape[-1] % grid or grid**2 != groups.shape[-1] or len(groups) != len(array):
+        raise UserError(
+            f"分组的形状 {groups.shape} 与图像的形状 {array.shape} 不符：每个图像块须有一个组号。"
+        )
+    patch = array.shape[-1] // grid
+    canvas = np.empty((len(array), 3, scale * array.shape[-1], scale * array.shape[-1]), np.uint8)
+    for painted, pixels, numbers in zip(canvas, array, groups.reshape(-1, grid, grid), strict=True):
+        owner = np.kron(numbers, np.ones((patch, patch), int))
+        means = [
+            np.bincount(owner.flat, plane.flat) / np.maximum(np.bincount(owner.flat), 1) for plane in pixels
+        ]
+        large = np.kron(owner, np.ones((scale, scale), int))
+        painted[:] = np.rint(np.array(means)[:, large])
+        painted[:, :, 1:][:, large[:, 1:] != large[:, :-1]] = 255
+        painted[:, 1:][:, large[1:] != large[:-1]] = 255
+    return canvas
+
+
 def _pixels(images: Any) -> np.ndarray:
     """The images as (N, H, W, 3) for matplotlib."""
     array = np.asarray(images)
