@@ -87,10 +87,15 @@ PROFILES = {
 }
 
 
+KNOBS = {
+    "patch_size": "图像块大小", "d_model": "嵌入维数", "num_heads": "注意力头数", "num_layers": "块数",
+}  # fmt: skip
+
+
 def _knob(name: str, value: int, full_only: bool = False) -> Entry:
     """Return an entry of 2.3: the modern ViT with one argument changed; its further seeds come last."""
     recipe = recipes.VIT.but(name=f"vit-{name}-{value}".replace("_", "-"), model_args={name: value})
-    return Entry(f"{name} {value}", recipe, 3, 5, full_only)
+    return Entry(f"{KNOBS[name]} {value}", recipe, 3, 5, full_only)
 
 
 SECTIONS: dict[str, list[Entry]] = {
@@ -111,9 +116,9 @@ SECTIONS: dict[str, list[Entry]] = {
         ),
     ],
     "2.3": [
-        Entry("原系统（patch 16，遇非有限值即停）", recipes.PATCH16, 1, 2),
-        Entry("原系统（patch 16，照原样继续）", recipes.PATCH16_ON, 1, 2),
-        Entry("原系统（patch 16，更正注意力随机失活）", recipes.PATCH16_FIXED, 1, 2),
+        Entry("原系统（图像块 16，遇非有限值即停）", recipes.PATCH16, 1, 2),
+        Entry("原系统（图像块 16，照原样继续）", recipes.PATCH16_ON, 1, 2),
+        Entry("原系统（图像块 16，更正随机失活）", recipes.PATCH16_FIXED, 1, 2),
         Entry("现代 ViT", recipes.VIT, 1, 2),
         _knob("patch_size", 8),
         _knob("patch_size", 16),
