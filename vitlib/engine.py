@@ -10,9 +10,10 @@ What exact resumption needs, all of it:
 """
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class Trainer:
         state.start_clock()
         label = f"训练 {self.recipe.name}（种子 {self.seed}）"
         with Progress(self.steps, label, done=state.step, show=self.show) as progress:
-            while state.step < self.steps and not failed:
+            while state.step < self.steps:
                 epoch, i = divmod(state.step, self.steps_per_epoch)
                 if draws is None or i == 0:
                     draws = EpochDraws(self.seed, epoch, len(self.images), self.steps_per_epoch, self.device)
@@ -122,9 +123,11 @@ class Trainer:
                 epoch_ends = i + 1 == self.steps_per_epoch
                 if epoch_ends or state.step % self.check_every == 0:
                     failed = self._locate_failure(draws)
-                if epoch_ends and not failed:
+                if failed:
+                    break  # and no checkpoint: the last one, from before, would find the bad step again
+                if epoch_ends:
                     self._end_epoch(epoch)
-                progress.advance(**self._shown())
+                progress.advance(1, **self._shown())
                 now = time.monotonic()
                 out_of_time = self.deadline is not None and now > self.deadline and state.step < self.steps
                 if now - saved > interval or out_of_time:
@@ -141,14 +144,14 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         pixels, targets = self._batch(draws, epoch, i)
-        loss, logits = self._forward_loss(pixels, targets, state.step)
+        loss, logits = self._forward_loss(self.forward, pixels, targets, state.step)
         optimizer.zero_grad()
         loss.backward()
-        finite = torch.isfinite(loss.detach())
-        if self.recipe.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        finite, stops = torch.isfinite(loss.detach()), self.recipe.on_nonfinite == "stop"
+        if self.recipe.clip_norm or stops:  # a limit of infinity only measures
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
             finite = finite & torch.isfinite(norm)
-        if self.recipe.on_nonfinite == "stop":
+        if stops:
             # from the first bad step on the optimiser skips its updates, on the device and without a host
             # sync, so the weights stay as they were when the number broke and the step can be repeated
             state.bad_step = torch.where(finite, state.bad_step, state.bad_step.clamp(max=state.step))
@@ -172,10 +175,12 @@ class Trainer:
             pixels, targets = mix(pixels, targets, self.data.num_classes, self.switches, draws.mix(i))
         return pixels, targets
 
-    def _forward_loss(self, pixels: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+    def _forward_loss(
+        self, forward: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor, step: int
+    ) -> tuple[Tensor, Tensor | None]:
         torch.manual_seed(derive(self.seed, "step", step))
         with autocast(self.device):
-            out = self.forward(pixels)
+            out = forward(pixels)
         if self.recipe.objective == "autoencode":
             return F.mse_loss(out.float(), pixels), None
         return self.loss(out, targets), out.detach()
@@ -186,9 +191,13 @@ class Trainer:
             return None
         epoch, i = divmod(step, self.steps_per_epoch)
         pixels, targets = self._batch(draws, epoch, i)
-        module, what = first_nonfinite(self.model, lambda: self._forward_loss(pixels, targets, step)[0])
+
+        def repeat() -> Tensor:  # not by the compiled model, which would not see the guard's hooks
+            return self._forward_loss(self.model, pixels, targets, step)[0]
+
+        module, what = first_nonfinite(self.model, repeat)
         message = f"第 {step + 1} 步（第 {epoch + 1} 轮第 {i + 1} 批）出现非有限值，模块 {module}：{what}。"
-        images = draws.order[i * self.batch : i * self.batch + 4].tolist()
+        images = draws.order[i * self.batch : (i + 1) * self.batch][:4].tolist()  # to find it again
         return {
             "step": step,
             "epoch": epoch,
@@ -215,8 +224,11 @@ class Trainer:
         for column, value in row.items():
             state.history.setdefault(column, []).append(value)
         state.zero_sums()
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
+        try:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
+        except OSError as error:  # for whoever watches; the record is made from the history
+            Progress.warn(f"训练日志没有写下（{error}），训练继续；请腾出磁盘空间。")
 
     def _predict(self, images: LabeledImages, *purpose: str | int) -> Tensor:
         """Return logits (N, K) by the final weights; the original is noisy here too, so this is seeded."""

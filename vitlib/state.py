@@ -80,6 +80,8 @@ class TrainState:
     def resume(self, folder: Path) -> None:
         """Continue from the checkpoint in ``folder`` if there is one, and cut the log back to it."""
         path = folder / "checkpoint.safetensors"
+        for torn in folder.glob(".*.partial"):  # what a kill in the middle of a write left
+            torn.unlink()
         if not path.exists():
             (folder / "log.jsonl").unlink(missing_ok=True)
             return
