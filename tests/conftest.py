@@ -17,3 +17,11 @@ settings.load_profile("project")
 def own_run_store(tmp_path_factory, monkeypatch):
     """Let no test find, or leave, a run in the checkout's own store."""
     monkeypatch.setenv("CIFAR_VIT_RUNS", str(tmp_path_factory.getbasetemp() / "runs"))
+
+
+@pytest.fixture
+def in_float32(monkeypatch):
+    """Stay in float32 also where the processor computes in bfloat16."""
+    from vitlib import evaluate
+
+    monkeypatch.setattr(evaluate, "autocast_dtype", lambda device: None)

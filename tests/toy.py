@@ -1,5 +1,7 @@
 """Data and recipes small enough to train in a fraction of a second."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -67,3 +69,8 @@ def toy(train: int = 48, test: int = 24, size: int = 16, classes: int = 3, seed:
 def trainer(recipe: Recipe, data: Dataset, folder, seed: int = 0, **options) -> Trainer:
     """Return a trainer on the CPU that shows no bar."""
     return Trainer(recipe, seed, data, CPU, folder, show=False, **options)
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
