@@ -53,8 +53,9 @@ def _path(key: tuple[object, ...]) -> Path:
 
 def _digest(pack: Pack, note: bytes) -> bytes:
     digest = hashlib.sha256(note)
-    digest.update(pack.images.numpy().data)
-    digest.update(pack.labels.numpy().data)
+    for tensor in (pack.images, pack.labels):
+        digest.update(f"{tensor.dtype}{tensor.shape}".encode())
+        digest.update(tensor.numpy().data)
     return digest.digest()
 
 

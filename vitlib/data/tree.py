@@ -190,14 +190,13 @@ class ZipTree(Tree):
     @cached_property
     def _zip(self) -> zipfile.ZipFile:
         # Names without the UTF-8 flag are GBK from a Chinese Windows, UTF-8 from some Macs.
+        fault: Exception | None = None
         for encoding in ("utf-8", "gbk", "cp437"):
             try:
                 return zipfile.ZipFile(self.where, metadata_encoding=encoding)
-            except UnicodeDecodeError:
-                continue
-            except (zipfile.BadZipFile, NotImplementedError) as error:
-                raise UserError(f"zip 文件 {self.where} 已损坏（{error}）。请重新取得这个文件。") from error
-        raise AssertionError("cp437 decodes every byte")
+            except (UnicodeDecodeError, zipfile.BadZipFile, NotImplementedError) as error:
+                fault = error
+        raise UserError(f"zip 文件 {self.where} 已损坏（{fault}）。请重新取得这个文件。") from fault
 
     @cached_property
     def root(self) -> Node:
