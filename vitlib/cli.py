@@ -1,10 +1,12 @@
 """The console command ``vitlib``: one subcommand a task, help in Chinese, ``--json`` for programs."""
 
 import argparse
+import io
 import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +33,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that speaks Chinese."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"formatter_class": Formatter, "add_help": False, "allow_abbrev": False} | options)
+        ours: dict[str, Any] = {"formatter_class": Formatter, "add_help": False, "allow_abbrev": False}
+        super().__init__(**(ours | options))
         self._positionals.title, self._optionals.title = "参数", "选项"
         self.add_argument("-h", "--help", action="help", help="显示这份帮助")
 
@@ -117,17 +120,22 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; return the exit status: 0, 2 for a user's error, 130 when interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese gets question marks, no trace
     options = build_parser().parse_args(arguments)
     try:
         result = options.action(options)
     except UserError as error:
         print(f"错误：{error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"错误：系统拒绝读写（{error}）；请检查路径、权限和剩余空间。", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("已中断；训练到的地方存有检查点，再次运行会接着做。", file=sys.stderr)
         return 130
     if options.json:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(result, ensure_ascii=str(sys.stdout.encoding).lower() != "utf-8", allow_nan=False))
     return 0
 
 
@@ -199,7 +207,10 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
             store.publish(run)
     left_out = []
     if options.export:
-        left_out = export(store, [job.recipe.key(job.seed, data.fingerprint) for job in todo], options.export)
+        # an unfinished run goes on elsewhere from its checkpoint, or from its pre-training's
+        starts = [replace(job, recipe=job.recipe.init_from) for job in done.left if job.recipe.init_from]
+        keys = [job.recipe.key(job.seed, data.fingerprint) for job in [*todo, *starts]]
+        left_out = export(store, keys, options.export)
     rows = _tell([run.summary for run in done.runs], options)
     left = [f"{job.recipe.name}（种子 {job.seed}）" for job in done.left]
     for text, names in (("时间用完，还没做完", left), ("没有装进导出文件", left_out)):
@@ -226,7 +237,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib.weights import load_trained
 
     trained = load_trained(options.model)
-    result = evaluate_images(trained, load_images(Path(options.data), trained.class_names))
+    images = load_images(Path(options.data), trained.class_names, image_size=trained.image_size)
+    result = evaluate_images(trained, images)
     if not options.json:
         print(f"准确率 {result['accuracy']:.2%}（{result['images']:,} 张图像）")
         for name, value in result["per_class"].items():

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,19 @@ from vitlib.record import Run, read_record
 from vitlib.store import Store
 
 MOST_FILES, FILE_BYTES, TOTAL_BYTES = 8, 16 * 2**20, 64 * 2**20
+# the only names in an export: nothing else is written on arrival, whatever a zip says
+_MEMBER = re.compile(r"[0-9a-f]{16}(/record\.json|/weights\.safetensors|\.work/checkpoint\.safetensors)")
+# what zipfile, zlib and json raise on damaged bytes
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    AttributeError,
+    OSError,
+)
 _HEADER = 1024  # of each member, its entries in the zip's directory and the manifest included
 
 
@@ -25,6 +40,7 @@ def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
     Records go first, then weights, then the checkpoints of runs under way. ``keys`` gives the runs in the
     order of their importance.
     """
+    keys = [*dict.fromkeys(keys)]
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("runs-*.zip"):
         old.unlink()
@@ -67,7 +83,7 @@ def _zip(root: Path, paths: Sequence[Path]) -> bytes:
 
 
 def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list[Run]:
-    """Verify the zips that :func:`export` wrote and merge them into the store; return the new runs.
+    """Verify the zips that :func:`export` wrote and merge them into the store; return the runs they hold.
 
     Runs that the store has stay as they are. With ``publish`` (the default in a checkout) the records
     are copied to the published ones. Raises UserError when a file is damaged; nothing of it is taken then.
@@ -87,7 +103,9 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
                     f"{folder} 中文件夹 {run.path.parent.name} 的记录属于另一次运行 {run.key}，请重新导出。"
                 )
         store.root.mkdir(parents=True, exist_ok=True)
-        for source in sorted(path for path in stage.iterdir() if path.is_dir()):
+        for source in sorted(stage.iterdir()):
+            if not source.name.endswith(".work") and not (source / "record.json").exists():
+                continue  # weights whose record is in a zip that did not come
             target = store.root / source.name
             done = store.root / source.name.removesuffix(".work") / "record.json"
             if done.exists() or (target.exists() and source.name.endswith(".work")):
@@ -106,13 +124,19 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
 def _unpack(path: Path, stage: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            sums = json.loads(archive.read("manifest.json"))
-            for name, digest in sums.items():
-                content = archive.read(name)
-                parts = Path(name).parts
-                if hashlib.sha256(content).hexdigest() != digest or len(parts) != 2 or ".." in parts:
+            for name, digest in json.loads(_read(archive, "manifest.json")).items():
+                if not _MEMBER.fullmatch(name):
+                    raise ValueError(f"不该有的文件名 {name!r}")
+                content = _read(archive, name)
+                if hashlib.sha256(content).hexdigest() != digest:
                     raise ValueError(f"{name} 的校验和不符")
-                (stage / parts[0]).mkdir(exist_ok=True)
-                (stage / parts[0] / parts[1]).write_bytes(content)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+                (stage / name).parent.mkdir(exist_ok=True)
+                (stage / name).write_bytes(content)
+    except _DAMAGE as error:
         raise UserError(f"{path} 已损坏（{error}），请重新传送；其中的运行一个也没有导入。") from error
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).file_size > FILE_BYTES:  # no export holds one so large: perhaps a zip bomb
+        raise ValueError(f"{name} 过大")
+    return archive.read(name)

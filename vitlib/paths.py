@@ -26,7 +26,8 @@ def data_dirs() -> list[Path]:
 
     ``CIFAR_VIT_DATA`` comes first, then ``data/`` in the checkout and in the working folder.
     """
-    places = [os.environ.get("CIFAR_VIT_DATA"), checkout() and checkout() / "data", "data"]
+    root = checkout()
+    places = [os.environ.get("CIFAR_VIT_DATA"), root and root / "data", "data"]
     return [Path(place).expanduser() for place in places if place]
 
 

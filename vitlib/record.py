@@ -132,6 +132,10 @@ class Run:
 
     def load_state(self) -> dict[str, Tensor]:
         """Return the final state dict; raises UserError where only the record was kept."""
+        if self.failed:
+            raise UserError(
+                f"运行 {self.name}（种子 {self.seed}）没有训练成功，没有权重：{self.failed['message']}"
+            )
         path = self.weights_path() or find_weights(self.key)
         if path is None:
             raise UserError(

@@ -24,6 +24,7 @@ from vitlib.engine import Outcome, Trainer
 from vitlib.errors import UserError
 from vitlib.models import count
 from vitlib.paths import PACKAGE, results_dir, runs_dir
+from vitlib.progress import Progress
 from vitlib.recipe import NUMERICS, Recipe
 from vitlib.record import FORMAT, LIMIT, Run, answers, pack_bytes, pack_curve, read_record
 from vitlib.state import build_model
@@ -42,14 +43,14 @@ class Store:
         self.root, self.published = root or runs_dir(), published or results_dir()
 
     def find(self, recipe: Recipe, seed: int, data: Dataset, weights: bool = False) -> Run | None:
-        """Return the finished run, or None; with ``weights`` only one whose weights are at hand."""
+        """Return the finished run, or None; with ``weights`` only one that has them here, or failed to get any."""
         key = recipe.key(seed, data.fingerprint)
+        published = [*self.published.glob(f"*-{key}.json")]
         local = self.root / key / "record.json"
-        if local.exists() and (not weights or (local.parent / "weights.safetensors").exists()):
-            return read_record(local, published=any(self.published.glob(f"*-{key}.json")))
-        if not weights:
-            for path in self.published.glob(f"*-{key}.json"):
-                return read_record(path, published=True)
+        for path in ([local] if local.exists() else []) + published:
+            run = read_record(path, published=bool(published))
+            if not weights or run.weights_path() or run.failed:
+                return run
         return None
 
     def get(
@@ -98,16 +99,25 @@ class Store:
         for path in sorted(self.published.glob("*.json")):
             run = read_record(path, published=True)
             runs[run.key] = run
-        for path in sorted(self.root.glob("*/record.json")):
+        for path in sorted(self.root.glob(f"{'[0-9a-f]' * 16}/record.json")):  # not those under way
             run = read_record(path, published=path.parent.name in runs)
             runs[run.key] = run
         return sorted(runs.values(), key=lambda run: (run.name, run.data["fingerprint"], run.seed))
 
     def publish(self, run: Run) -> Path:
-        """Copy a run's record to the published ones and return its path there."""
+        """Copy a run's record to the published ones and return its path there.
+
+        Raises UserError for a record too large to go with the project.
+        """
+        content = json.dumps(run.record, ensure_ascii=False).encode()
+        if len(content) > LIMIT:
+            raise UserError(
+                f"运行 {run.name}（种子 {run.seed}）的记录有 {len(content):,} 字节，超过发布的上限 {LIMIT:,}；"
+                "请减少轮数或测试图像后重新训练。"
+            )
         self.published.mkdir(parents=True, exist_ok=True)
         path = self.published / f"{run.name}-s{run.seed}-{run.key}.json"
-        checkpoint.write_atomic(path, json.dumps(run.record, ensure_ascii=False).encode())
+        checkpoint.write_atomic(path, content)
         return path
 
     def _publish_local(
@@ -125,17 +135,13 @@ class Store:
         size = sum(tensor.numel() * tensor.element_size() for tensor in outcome.state.values())
         if size <= KEEP_WEIGHTS and not outcome.failed:
             save_weights(weights, outcome.state, record)
-        text = json.dumps(record, ensure_ascii=False)
-        if len(text.encode()) > LIMIT:
-            raise UserError(
-                f"运行 {recipe.name} 的记录有 {len(text.encode())} 字节，超过上限 {LIMIT}；请减少轮数或测试图像。"
-            )
-        checkpoint.write_atomic(work / "record.json", text.encode())
-        (work / "checkpoint.safetensors").unlink(missing_ok=True)
+        checkpoint.write_atomic(work / "record.json", json.dumps(record, ensure_ascii=False).encode())
         final = self.root / key
         if final.exists():  # a record without the weights now asked for: nothing else ever replaces a run
             shutil.rmtree(final)
         os.replace(work, final)
+        # only now: a kill before the rename must find it, or hours of training are lost
+        (final / "checkpoint.safetensors").unlink(missing_ok=True)
         return read_record(final / "record.json", published=any(self.published.glob(f"*-{key}.json")))
 
 
@@ -221,4 +227,8 @@ def _acquire(file: IO[bytes]) -> None:
             with contextlib.suppress(OSError):  # LK_LOCK gives up after ten tries, one a second
                 msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
                 return
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        Progress.warn("另一个进程正在做同一个训练，等它做完。")
+        fcntl.flock(file, fcntl.LOCK_EX)
