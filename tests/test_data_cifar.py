@@ -83,7 +83,7 @@ def test_the_archive_in_the_data_folder_is_used(tmp_path, monkeypatch, small_spl
     with tarfile.open(archive, "w:gz") as file:
         file.add(tmp_path / "made" / CIFAR10.base_folder, CIFAR10.base_folder)
     refused(lambda: load("cifar10"), Path("data") / CIFAR10.filename, "校验和")  # not CIFAR-10's own checksum
-    monkeypatch.setattr(CIFAR10, "tgz_md5", calculate_md5(archive))
+    monkeypatch.setattr(cifar, "ARCHIVE_MD5", calculate_md5(archive))
     assert load("cifar10").class_counts == tuple(np.bincount(small_split["train"][1]))
     assert not list((tmp_path / "cache").glob("cifar10-*"))
 
@@ -214,6 +214,13 @@ def test_a_factor_that_empties_a_class(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- network
 
 
+def test_the_names_and_the_checksum_are_torchvision_s():
+    from torchvision.datasets import CIFAR10
+
+    ours = (cifar.URL, cifar.ARCHIVE, cifar.ARCHIVE_MD5, cifar.FOLDER)
+    assert ours == (CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5, CIFAR10.base_folder)
+
+
 def test_a_server_that_never_answers_is_no_connection():
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
@@ -266,7 +273,9 @@ def server(tmp_path, monkeypatch):
 
     with HTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{running.server_port}/{CIFAR10.filename}")
+        url = f"http://127.0.0.1:{running.server_port}/{CIFAR10.filename}"
+        monkeypatch.setattr(CIFAR10, "url", url)
+        monkeypatch.setattr(cifar, "URL", url)
         yield Handler
         running.shutdown()
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import io
+import os
 import socket
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch.nn.functional import interpolate
 
 from vitlib.data.cache import Pack, cached, is_cached
 from vitlib.data.course import find, load_course
@@ -26,12 +27,17 @@ from vitlib.data.tree import REASONS, reason
 from vitlib.errors import UserError
 from vitlib.paths import cache_dir, data_dirs
 
+# As in torchvision's CIFAR10, whose import takes seconds that only a download or a first read needs.
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
+FOLDER = "cifar-10-batches-py"  # in the archive
+KEY = ("cifar10", ARCHIVE_MD5)
+
 TIMEOUT = 10.0  # seconds without an answer that count as no connection
 TRAIN_IMAGES = 50_000
 LT_SEED = 0  # which images of a class stay in a long-tailed set
-MANUAL = (
-    "也可以自己下载 cifar-10-python.tar.gz 放进 data/ 文件夹，或者使用课程数据、DATA=synthetic（合成数据）"
-)
+MANUAL = f"也可以自己下载 {ARCHIVE} 放进 data/ 文件夹，或者使用课程数据、DATA=synthetic（合成数据）"
 
 
 class NoConnection(UserError):
@@ -40,7 +46,7 @@ class NoConnection(UserError):
 
 def at_hand() -> bool:
     """Whether CIFAR-10 can be had without the network: decoded in the cache, or in a data folder."""
-    return is_cached(*_key()) or _local() is not None
+    return is_cached(*KEY) or _local() is not None
 
 
 def reachable(url: str | None = None, timeout: float = TIMEOUT) -> bool:
@@ -48,7 +54,7 @@ def reachable(url: str | None = None, timeout: float = TIMEOUT) -> bool:
     answered = threading.Event()
 
     def probe() -> None:
-        request = urllib.request.Request(url or _source().url, method="HEAD")
+        request = urllib.request.Request(url or URL, method="HEAD")
         with contextlib.suppress(OSError, http.client.HTTPException):
             urllib.request.urlopen(request, timeout=timeout).close()
             answered.set()
@@ -92,7 +98,9 @@ def load_long_tailed(factor: float, kind: str, size: int = 32, skip: bool = Fals
         warnings, skipped = course.warnings, course.skipped
     else:
         pack = _lossless()
-        images = pack.images if size == 32 else _resized(pack.images, size)
+        images = pack.images
+        if size != 32:
+            images = interpolate(images, (size, size), mode="bicubic", antialias=True)
         source, warnings, skipped = "CIFAR-10 的训练集", (), ()
         full = TrainSet(images[:TRAIN_IMAGES], pack.labels[:TRAIN_IMAGES])
         test = TestSet(images[TRAIN_IMAGES:], pack.labels[TRAIN_IMAGES:])
@@ -129,24 +137,14 @@ def lt_counts(full: LabeledImages, ratios: Sequence[float]) -> list[int]:
     return counts
 
 
-def _source():
-    from torchvision.datasets import CIFAR10  # here: half a second that the other sources save
-
-    return CIFAR10
-
-
-def _key() -> tuple[str, ...]:
-    return ("cifar10", *(md5 for _, md5 in _source().train_list + _source().test_list))
-
-
 def _local() -> Path | None:
-    names = (_source().base_folder, _source().filename)
-    return next((place / name for place in data_dirs() for name in names if (place / name).exists()), None)
+    candidates = [place / name for place in data_dirs() for name in (FOLDER, ARCHIVE)]
+    return next((path for path in candidates if os.path.exists(path)), None)
 
 
 def _lossless() -> Pack:
     """Return CIFAR-10 itself: 50,000 training images, then 10,000 test images."""
-    return cached(_fetch, *_key())
+    return cached(_fetch, *KEY)
 
 
 def _fetch() -> Pack:
@@ -185,11 +183,13 @@ def _download(folder: str) -> None:
         raise NoConnection(
             f"下载 CIFAR-10 的服务器在 {TIMEOUT:.0f} 秒内没有回应。请检查网络后再试；{MANUAL}。"
         )
+    from torchvision.datasets import CIFAR10
+
     limit = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a server gone silent would hang it
     try:
         with contextlib.redirect_stdout(sys.stderr):  # some versions print their progress
-            _source()(folder, download=True)
+            CIFAR10(folder, download=True)
     finally:
         socket.setdefaulttimeout(limit)
 
@@ -197,13 +197,15 @@ def _download(folder: str) -> None:
 def _extract(archive: Path, folder: str) -> None:
     from torchvision.datasets.utils import check_integrity, extract_archive
 
-    if not check_integrity(str(archive), _source().tgz_md5):
+    if not check_integrity(str(archive), ARCHIVE_MD5):
         raise RuntimeError("checksum")
     extract_archive(str(archive), folder)
 
 
 def _unpickle(root: Path) -> Pack:
-    halves = [_source()(root, train=train) for train in (True, False)]
+    from torchvision.datasets import CIFAR10
+
+    halves = [CIFAR10(root, train=train) for train in (True, False)]
     images = torch.from_numpy(np.concatenate([half.data for half in halves]).transpose(0, 3, 1, 2))
     return Pack(images.contiguous(), torch.tensor([label for half in halves for label in half.targets]))
 
@@ -222,10 +224,4 @@ def _rebuild(name: str, size: int) -> Pack:
         images, _ = decode_files(encode, index.tolist(), size)
         return Pack(torch.from_numpy(images), torch.from_numpy(labels))
 
-    return cached(make, "course", name, size, index.tolist(), *_key())
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    from torchvision.transforms.v2.functional import InterpolationMode, resize
-
-    return resize(images, [size, size], InterpolationMode.BICUBIC, antialias=True)
+    return cached(make, "course", name, size, index.tolist(), *KEY)

@@ -25,7 +25,7 @@ def find(place: Path | None = None) -> tuple[Path, Path] | None:
     """
     chosen = place or os.environ.get("CIFAR_VIT_DATA")
     for folder in [place] if place else data_dirs():
-        if not chosen and not folder.is_dir():
+        if not chosen and not os.path.isdir(folder):
             continue  # data/ need not be there, a place that was named must
         names, chosen = listing(folder), None
         train, test = _first(names, TRAIN_NAMES), _first(names, TEST_NAMES)

@@ -26,17 +26,9 @@ File = TypeVar("File")
 _CHUNK = 128  # images for one task of the pool
 # What Pillow, zipfile and zlib raise on damaged bytes; anything else is a defect of ours.
 _DAMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+    OSError, ValueError, SyntaxError, EOFError, IndexError, NotImplementedError,
+    struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 def decode_image(data: bytes, size: int) -> np.ndarray:

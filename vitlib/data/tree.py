@@ -108,7 +108,7 @@ class Tree(ABC):
 
 def open_tree(path: str | os.PathLike[str]) -> Tree:
     """Open a folder or a zip file; raises UserError where it is neither or cannot be reached."""
-    where = Path(path).expanduser()
+    where = Path(os.path.expanduser(path))
     try:
         where.stat()
         if where.is_dir():
