@@ -22,6 +22,7 @@ from IPython.display import display
 from matplotlib.font_manager import fontManager
 
 from vitlib.errors import UserError
+from vitlib.stats import spaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,18 +174,21 @@ def source(thing: Any) -> None:
             first = node.body[0]
             lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)  # type: ignore
     code = re.sub(r":\n\n+", ":\n", "\n".join(lines))
-    text(f"```python\n{code.strip()}\n```")
+    _markdown(f"```python\n{code.strip()}\n```")
 
 
 def text(markdown: str, place: str | None = None, *, update: bool = False) -> None:
-    """Show a computed paragraph of Markdown; the report sets it like the prose around it.
+    """Show a computed paragraph of Markdown, spaced between Chinese and Latin; the report sets it as prose.
 
     A paragraph with a ``place`` (a name) is replaced by a later one with the same place and ``update``, so
     that a section can begin with the answer it ends with.
     """
     if not markdown.strip():
         raise UserError("show.text 收到了空文字，请检查生成它的语句。")
-    where = {"display_id": place, "update": update} if place else {}
+    _markdown(spaced(markdown), **({"display_id": place, "update": update} if place else {}))
+
+
+def _markdown(markdown: str, **where: Any) -> None:
     content = {"text/markdown": markdown, "text/plain": markdown}
     display(content, raw=True, metadata={"vitlib": {"kind": "text"}}, **where)
 
@@ -221,7 +225,7 @@ def _flat(runs: Runs) -> tuple[Run, ...]:
 
 
 def _meta(kind: str, caption: str, label: str, runs: Runs | None, result: bool) -> dict[str, Any]:
-    caption = caption.strip().rstrip("。")
+    caption = spaced(caption.strip().rstrip("。"))
     if not caption:
         raise UserError(f"{label} 没有题注，请写一句话说明它画的或列的是什么。")
     if not re.fullmatch(rf"{kind}:[a-z0-9_-]+", label):

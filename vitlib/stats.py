@@ -111,14 +111,14 @@ class Comparison:
         seeds = f"各 {n_a} 个种子" if n_a == n_b else f"种子数分别为 {n_a} 与 {n_b}"
         few = min(self.seeds) < FEWEST_SEEDS
         if self.identical and not few:
-            return _spaced(f"{a}与{b}在每个种子、每张测试图像上的对错完全相同（{seeds}），两者等价。")
+            return spaced(f"{a}与{b}在每个种子、每张测试图像上的对错完全相同（{seeds}），两者等价。")
         lower = self.difference < 0
         # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words.
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
         scope = "只计测试图像的抽样误差，" if few else ""
         level = f"{100 * (1 - self.alpha):g} % 区间 [{_points(low)}, {_points(high)}]"
         finding = f"{a}比{b}{'低' if lower else '高'} {_points(abs(self.difference))} 个百分点"
-        return _spaced(f"{finding}（{scope}{level}，{seeds}），{self._conclusion(few)}。")
+        return spaced(f"{finding}（{scope}{level}，{seeds}），{self._conclusion(few)}。")
 
     def _conclusion(self, few: bool) -> str:
         if few:
@@ -224,7 +224,7 @@ def frame(comparisons: Sequence[Comparison]) -> "pd.DataFrame":
 
     return pd.DataFrame(
         {
-            "对比": [_spaced(f"{row.names[0]}减{row.names[1]}") for row in comparisons],
+            "对比": [spaced(f"{row.names[0]}减{row.names[1]}") for row in comparisons],
             "差（百分点）": [_points(row.difference, sign=True) for row in comparisons],
             "95 % 区间": [f"[{_points(row.low)}, {_points(row.high)}]" for row in comparisons],
             "p": ["—" if math.isnan(row.p) else _p_value(row.p) for row in comparisons],
@@ -290,6 +290,6 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _spaced(text: str) -> str:
+def spaced(text: str) -> str:
     """``text`` with the customary space between Chinese characters and Latin letters or digits."""
     return re.sub(r"(?<=[\u4e00-\u9fff])(?=[A-Za-z0-9])|(?<=[A-Za-z0-9%])(?=[\u4e00-\u9fff])", " ", text)
