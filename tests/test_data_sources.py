@@ -100,7 +100,7 @@ def test_the_course_is_found_as_folders_or_zips_under_either_name(tmp_path, monk
             for source in ("course", "auto", place):
                 data = load(source)
                 assert data.name == "course" and data.class_names == CIFAR10_CHINESE
-                assert ("zip" in data.provenance) == (place is zips)
+                assert ("压缩文件" in data.provenance) == (place is zips)
                 prints.add(data.fingerprint)
     assert len(prints) == 1
 

@@ -45,7 +45,7 @@ def load_course(found: tuple[Path, Path], size: int = 32, skip: bool = False) ->
     packs = [load_part(open_tree(path), None, IDS, size, skip) for path in found]
     train = TrainSet(packs[0].images, packs[0].labels)
     test = TestSet(packs[1].images, packs[1].labels)
-    kinds = "、".join(dict.fromkeys("zip 文件" if path.is_file() else "文件夹" for path in found))
+    kinds = "、".join(dict.fromkeys("压缩文件" if path.is_file() else "文件夹" for path in found))
     return Dataset.of(
         "course",
         train,
