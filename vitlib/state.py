@@ -80,7 +80,7 @@ class TrainState:
     def resume(self, folder: Path) -> None:
         """Continue from the checkpoint in ``folder`` if there is one, and cut the log back to it."""
         path = folder / "checkpoint.safetensors"
-        for torn in folder.glob(".*.partial"):  # what a kill in the middle of a write left
+        for torn in folder.glob(".*"):  # what a kill in the middle of a write left, by us or by safetensors
             torn.unlink()
         if not path.exists():
             (folder / "log.jsonl").unlink(missing_ok=True)
