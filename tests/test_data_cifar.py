@@ -57,6 +57,15 @@ def test_the_rebuilt_course_equals_the_course(tmp_path, monkeypatch, small_split
     assert bigger[0] == bigger[1] != course.fingerprint
 
 
+@pytest.mark.slow
+def test_the_rebuilt_course_equals_the_course_by_the_committed_list(tmp_path, monkeypatch):
+    images, _ = cifar_folder(tmp_path / "data", monkeypatch, train=50_000, test=10)
+    write_course(tmp_path / "course", images, course_split.read_split())
+    rebuilt, course = load("cifar10"), load(tmp_path / "course")
+    assert rebuilt.fingerprint == course.fingerprint and not course.warnings
+    assert rebuilt.class_counts == TRAIN_COUNTS and rebuilt.test.counts(10) == TEST_COUNTS
+
+
 def test_auto_prefers_the_course_then_cifar10(tmp_path, monkeypatch, small_split):
     images, _ = cifar_folder(tmp_path / "data", monkeypatch)
     assert load("auto").name == "cifar10"
