@@ -31,7 +31,7 @@ RUN_BY_NAME = {
     "brotli": "fonttools imports it for WOFF2",
     "ipywidgets": "tqdm draws progress bars with it in a notebook",
     "ziamath": "its font is found without importing it",
-    "ruff": "make lint", "mypy": "make lint", "pre-commit": "CONTRIBUTING.md",
+    "ruff": "make lint", "mypy": "make lint", "pre-commit": "CONTRIBUTING.md", "nbstripout": "pre-commit",
     "types-pyyaml": "mypy", "types-tqdm": "mypy", "pandas-stubs": "mypy", "hatchling": "builds the wheel",
 }  # fmt: skip
 
