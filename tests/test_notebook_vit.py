@@ -35,6 +35,7 @@ def test_a_figure_that_may_be_missing_is_only_spoken_of_beside_it(cells):
     assert not any(f"#{label})" in prose for label in conditional)
 
 
+@pytest.mark.slow
 def test_the_answer_at_the_top_is_replaced_by_the_one_at_the_end(tmp_path):
     """The mechanism, through the real execution of a small notebook."""
     cells = [
