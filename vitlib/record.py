@@ -161,12 +161,13 @@ def read_record(path: Path, published: bool) -> Run:
     try:
         record = json.loads(path.read_text("utf-8"))
         run = Run(record, path, published)
-    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+        expected = run.recipe.key(run.seed, run.data["fingerprint"], run.numerics)
+        genuine = record["format"] == FORMAT and expected == run.key
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, zlib.error, UserError) as error:
         raise UserError(
             f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。"
         ) from error
-    expected = run.recipe.key(run.seed, run.data["fingerprint"], run.numerics)
-    if record.get("format") != FORMAT or expected != run.key:
+    if not genuine:
         raise UserError(f"运行记录 {path} 的内容与它的键 {run.key} 不符，可能被改动过；请删去它或重新取得。")
     return run
 
