@@ -28,6 +28,7 @@ def merge(paths: Sequence[Path]) -> tuple[NotebookNode, list[dict[str, Any]]]:
         for number, cell in cells_with_numbers(nbformat.read(path, as_version=4)):
             where = f"笔记本 {path.stem} 的第 {number} 个单元"
             cell.metadata["where"] = where
+            cell["id"] = f"{len(merged.cells)}"  # unique in the whole report, as each was in its notebook
             if cell.cell_type == "code":
                 found += _clean(cell, where)
             merged.cells.append(cell)
