@@ -194,8 +194,6 @@ def report(options):
     setup()
     what = ["--profile", options.profile, "--data", options.data]  # a path is relative to where the user is
     run(PYTHON, "-m", "vitlib", "report", *what, env=browser(), cwd=None)
-    for path in filter(Path.is_file, (BUILD / "report.html", BUILD / "report.pdf")):
-        say(f"报告：{path}（{path.stat().st_size / 1e6:.1f} MB）")
 
 
 def test(options):
