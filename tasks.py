@@ -57,6 +57,7 @@ def main(arguments=None):
     """Run one task and return its exit status."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("task", nargs="?", default="help")
+    parser.add_argument("-h", "--help", dest="task", action="store_const", const="help")
     parser.add_argument("--profile", default=os.environ.get("PROFILE") or "auto")
     parser.add_argument("--data", default=os.environ.get("DATA") or "auto")
     parser.add_argument("--all", action="store_true")

@@ -228,6 +228,12 @@ def test_ubuntus_stub_is_not_taken_for_a_browser(tasks, monkeypatch, tmp_path):
 # ----------------------------------------------------------------- tasks
 
 
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["report", "-h"]])
+def test_help_runs_nothing(tasks, capsys, arguments):
+    assert tasks.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("用法：make 任务") and commands(tasks) == []
+
+
 def test_what_is_not_known_is_refused(tasks, capsys):
     assert tasks.main(["reprot"]) == 2
     assert "不认识“reprot”" in capsys.readouterr().err
