@@ -1,0 +1,258 @@
+"""Plans, their prices, sweeping them within a budget, and opening a section of the report."""
+
+import pytest
+from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
+
+from vitlib import plans, study, sweep
+from vitlib.engine import Trainer
+from vitlib.errors import UserError
+from vitlib.plans import PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, prices, profile_named
+from vitlib.recipes import RECIPES
+from vitlib.store import Store
+from vitlib.study import open_study, published_runs, resolve, settle, stale_runs
+from vitlib.sweep import H100_FLOPS, affordable, missing, price_list
+
+QUICK = PLAIN.but(name="quick", epochs=2)
+PRETRAIN = ORIGINAL.but(name="pre", objective="autoencode", ema=0.0, epochs=3)
+TUNED = ORIGINAL.but(name="tuned", init_from=PRETRAIN)
+PLAN = [Job(VIT, 0, 1, "a"), Job(TUNED, 0, 1, "b"), Job(QUICK, 0, 2, "c"), Job(QUICK, 1, 2, "c")]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return toy()
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return Store(tmp_path / "runs", tmp_path / "published")
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """List what really trains, as (name, seed, first step)."""
+    seen = []
+    run = Trainer.run
+    monkeypatch.setattr(
+        Trainer, "run", lambda job: seen.append((job.recipe.name, job.seed, job.state.step)) or run(job)
+    )
+    return seen
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, "all"])
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_plan_names_each_run_once_in_the_order_of_tiers(section, name):
+    todo = jobs(section, PROFILES[name])
+    assert todo and all(job.tier in TIERS for job in todo)
+    assert [job.tier for job in todo] == sorted(job.tier for job in todo)
+    runs = [job.recipe.key(job.seed, "0" * 16) for job in todo]
+    assert len(set(runs)) == len(runs)
+    names = [(job.recipe.name, job.seed) for job in todo]
+    assert len(set(names)) == len(names)
+
+
+def test_the_whole_plan_holds_every_section():
+    whole = {(job.recipe.name, job.seed) for job in jobs("all", PROFILES["full"])}
+    parts = [{(job.recipe.name, job.seed) for job in jobs(s, PROFILES["full"])} for s in SECTIONS]
+    assert whole == set().union(*parts)
+
+
+def test_labels_and_recipe_names_mean_one_thing():
+    for table in SECTIONS.values():
+        assert len({entry.label for entry in table}) == len(table)
+    entries = [entry for table in SECTIONS.values() for entry in table]
+    by_name = {}
+    for entry in entries:
+        assert by_name.setdefault(entry.recipe.name, entry.recipe.spec()) == entry.recipe.spec()
+        if entry.recipe.name in RECIPES:
+            assert RECIPES[entry.recipe.name].spec() == entry.recipe.spec()
+
+
+def test_a_first_tier_alone_is_a_complete_weaker_report():
+    first = profile_named("full:1")
+    assert first.seeds == 1
+    assert {job.tier for job in jobs("all", first)} == {1}
+    for section in ("2.1", "2.3"):
+        assert any(first.takes(entry) for entry in SECTIONS[section])
+    seeds = {job.seed for job in jobs("all", profile_named("full:2"))}
+    assert len(seeds) >= 3  # comparisons need three
+
+
+def test_a_profile_cuts_images_epochs_and_seeds_but_no_model():
+    quick = PROFILES["quick"]
+    for entry in SECTIONS["2.1"]:
+        recipe = quick.fit(entry.recipe)
+        assert recipe.model_args == entry.recipe.model_args and recipe.lr == entry.recipe.lr
+        assert recipe.epochs == dict(quick.epochs)[recipe.model] < entry.recipe.epochs
+        assert recipe.warmup_epochs <= recipe.epochs / 5
+        if recipe.init_from:
+            assert recipe.init_from.epochs == recipe.epochs
+        assert PROFILES["full"].fit(entry.recipe) is entry.recipe
+
+
+def test_a_profile_takes_no_more_images_than_there_are(data):
+    assert Profile("p", 1000, 1000).cut(data) is data
+    few = Profile("p", 30, 12).cut(data)
+    assert (len(few.train), len(few.test)) == (30, 12) and few.fingerprint != data.fingerprint
+    assert "30" in few.provenance and "12" in few.provenance
+
+
+def test_profiles_and_plans_by_name():
+    changed = profile_named("quick", images=99, epochs=2, seeds=4, test_images=None)
+    assert (changed.images, changed.seeds, changed.test_images) == (99, 4, PROFILES["quick"].test_images)
+    assert dict(changed.epochs) == {"original": 2, "vit": 2}
+    for name in ("quik", "full:9", "full:x", ""):
+        with pytest.raises(UserError, match=r"smoke、quick、full"):
+            profile_named(name)
+    with pytest.raises(UserError, match=r"2\.1、2\.2、2\.3、2\.4、all"):
+        jobs("2.9", PROFILES["quick"])
+
+
+# --- prices ---------------------------------------------------------------------------------------
+
+
+def test_a_price_is_three_forward_passes_an_image_and_epoch():
+    recipe = RECIPES["vit"]
+    flops = plans.costs([Job(recipe, 0, 1, "")])["vit"]
+    assert 4.2e8 < flops < 4.4e8
+    price = prices([Job(recipe, seed, 1 + seed, "") for seed in range(2)], 1000, 1e12)
+    assert price == pytest.approx({1: 3 * flops * 1000 * 100 / 1e12, 2: 3 * flops * 1000 * 100 / 1e12})
+
+
+def test_a_pre_training_is_paid_once_a_seed():
+    improved = RECIPES["original-improved"]
+    twin = improved.but(name="twin")
+    alone, both = (
+        prices([Job(r, 0, 1, "") for r in todo], 100, 1e12)[1] for todo in ([improved], [improved, twin])
+    )
+    assert both == pytest.approx(alone * (1 + 501 / 1001))
+
+
+def test_the_tiers_that_fit_are_affordable():
+    price = {1: 100.0, 2: 50.0, 3: 1000.0}
+    full = PROFILES["full"]
+    assert [affordable(full, price, seconds) for seconds in (99, 100, 149, 150, 5000)] == [0, 1, 1, 2, 3]
+    assert affordable(profile_named("full:2"), price, 5000) == 2
+
+
+def test_a_price_list_tells_what_is_there_and_what_the_rest_costs(shelf, data, monkeypatch):
+    monkeypatch.setattr(sweep, "calibrate", lambda device: 1e9)
+    shelf.get(QUICK, 1, data, show=False)
+    listed = price_list(PLAN, data, shelf)
+    assert [job["done"] for job in listed["jobs"]] == [False, False, False, True]
+    assert [(tier["tier"], tier["missing"]) for tier in listed["tiers"]] == [(1, 2), (2, 1)]
+    left = [job for job in PLAN if job is not PLAN[3]]
+    for rate, column in ((1e9, "here_minutes"), (H100_FLOPS, "h100_minutes")):
+        expected = prices(left, len(data.train), rate)
+        for tier in listed["tiers"]:
+            assert tier[column] == pytest.approx(expected[tier["tier"]] / 60) and tier[column] > 0
+
+
+def test_calibration_measures_a_plausible_speed():
+    assert 1e6 < sweep.calibrate(CPU, seconds=0.0) < 1e16
+
+
+# --- sweeping -------------------------------------------------------------------------------------
+
+
+def test_a_sweep_trains_what_is_missing_in_the_order_given(shelf, data, trainings):
+    shelf.get(QUICK, 0, data, show=False)
+    del trainings[:]
+    assert missing(PLAN, data, shelf) == [PLAN[0], PLAN[1], PLAN[3]]
+    done = sweep.sweep(PLAN, data, shelf, show=False)
+    assert trainings == [("toy-vit", 0, 0), ("pre", 0, 0), ("tuned", 0, 0), ("quick", 1, 0)]
+    assert [(run.name, run.seed) for run in done.runs] == [
+        ("toy-vit", 0), ("tuned", 0), ("quick", 0), ("quick", 1),
+    ]  # fmt: skip
+    assert (done.trained, done.left) == (3, []) and missing(PLAN, data, shelf) == []
+    again = sweep.sweep(PLAN, data, shelf, show=False)
+    assert again.trained == 0 and len(again.runs) == 4 and len(trainings) == 4
+
+
+def test_without_time_a_sweep_only_tells_what_is_left(shelf, data, trainings):
+    shelf.get(QUICK, 0, data, show=False)
+    done = sweep.sweep(PLAN, data, shelf, budget=-1.0, show=False)
+    assert [run.name for run in done.runs] == ["quick"] and done.trained == 0
+    assert done.left == [PLAN[0], PLAN[1], PLAN[3]] and len(trainings) == 1
+
+
+def test_a_budget_stops_a_run_cleanly_and_the_next_sweep_goes_on(shelf, data, tmp_path, trainings):
+    whole = Store(tmp_path / "whole", tmp_path / "published")
+    expected = sweep.sweep(PLAN, data, whole, show=False).runs
+    del trainings[:]
+    left = []
+    for _ in range(200):
+        done = sweep.sweep(PLAN, data, shelf, budget=0.05, show=False)
+        assert len(done.runs) + len(done.left) == len(PLAN)
+        if not done.left:
+            break
+        left.append(done.left[0])
+        key = left[-1].recipe.key(left[-1].seed, data.fingerprint)
+        assert not (shelf.root / key).exists()
+    assert len(left) >= 2  # it was really interrupted ...
+    resumed = [step for _, _, step in trainings]
+    assert max(resumed) > 1 and resumed.count(0) == 5  # ... and no run began twice
+    for run, other in zip(expected, done.runs, strict=True):
+        assert same(run.load_state(), other.load_state()) and run.record["history"] == other.record["history"]
+
+
+# --- opening a section ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def section(monkeypatch):
+    table = [Entry("甲", QUICK, 1), Entry("乙", VIT, 1, full_only=True)]
+    monkeypatch.setitem(SECTIONS, "9.9", table)
+    monkeypatch.setitem(PROFILES, "tiny", Profile("tiny", 30, 12, (("vit", 1),), seeds=2, thin=True))
+    return table
+
+
+def test_a_section_opens_with_its_runs_in_the_order_of_its_table(shelf, data, section, trainings):
+    opened = open_study("9.9", "tiny", data, store=shelf, show=False)
+    assert [*opened.runs] == ["甲"] and [run.seed for run in opened.runs["甲"]] == [0, 1]
+    assert len(opened.data.train) == 30 and opened.first("甲").epochs == 1
+    with pytest.raises(UserError, match=r"9\.9 节没有“丙”的运行；有的是：甲"):
+        opened.first("丙")
+    more = open_study(
+        "9.9", "tiny", data, store=shelf, show=False, epochs=2, seeds=1, extra=[Entry("丙", ORIGINAL, 1)]
+    )
+    assert [*more.runs] == ["甲", "丙"] and [len(runs) for runs in more.runs.values()] == [1, 1]
+    assert [row["轮数"] for row in more.rows()] == [2, 2] and more.rows()[0]["配置"] == "甲"
+    assert len(trainings) == 4
+
+
+def test_auto_is_quick_on_a_processor(data):
+    assert resolve("auto", data).name == "quick"
+
+
+def test_published_sections_compare_runs_of_one_data_set_only(shelf, data, section):
+    with pytest.raises(UserError, match="还没有已发布的运行记录"):
+        published_runs(section, shelf)
+    other = toy(train=60, seed=5)
+    for recipe, seed, source in ((QUICK, 0, data), (QUICK, 1, data), (VIT, 0, data), (QUICK, 0, other)):
+        shelf.publish(shelf.get(recipe, seed, source, show=False))
+    shelf.publish(shelf.get(QUICK.but(epochs=1), 0, data, show=False))  # a shorter run of the same name
+    found = published_runs(section, shelf)
+    assert [*found] == ["甲", "乙"] and [run.seed for run in found["甲"]] == [0, 1]
+    assert {run.data["fingerprint"] for runs in found.values() for run in runs} == {data.fingerprint}
+    assert {run.epochs for run in found["甲"]} == {2}
+    opened = open_study("9.9", "published", data, store=shelf, show=False)
+    assert [run.key for run in opened.runs["甲"]] == [run.key for run in found["甲"]]
+    with pytest.raises(UserError, match=r"没有这一节要用的运行记录（toy-original）"):
+        published_runs([Entry("丁", ORIGINAL, 1)], shelf)
+
+
+def test_stale_records_must_be_accepted_by_name(shelf, data, monkeypatch, capsys):
+    shelf.publish(shelf.get(QUICK, 0, data, show=False))
+    monkeypatch.setattr(study, "Store", lambda: shelf)
+    monkeypatch.setattr(study, "load", lambda source: data)
+    assert stale_runs(shelf) == [] and settle("published", "x")[0] == "published"
+    monkeypatch.setattr("vitlib.record.NUMERICS", 2)
+    assert [run.name for run in stale_runs(shelf)] == ["quick"]
+    with pytest.raises(UserError, match=r"quick.*--accept"):
+        settle("published", "x")
+    assert settle("published", "auto", accept=["quick"]) == ("published", "folder")
+    assert "玩具数据" in capsys.readouterr().err
