@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import zipfile
 
 import pytest
 import report_cases as cases
@@ -13,8 +12,8 @@ from fontTools.ttLib import TTFont
 from nbformat.v4 import new_markdown_cell, new_output
 
 from vitlib.errors import UserError
-from vitlib.paths import checkout, share
-from vitlib.report import fonts, handin, mathml
+from vitlib.paths import share
+from vitlib.report import fonts, mathml
 from vitlib.report.build import assemble
 from vitlib.report.document import merge
 from vitlib.report.exporter import to_html
@@ -269,25 +268,3 @@ def test_thirds_may_be_written_with_decimals(tmp_path):
 )
 def test_durations_read_well(seconds, words):
     assert duration(seconds).startswith(words)
-
-
-def test_the_zip_to_hand_in_has_report_and_code_but_no_data(tmp_path):
-    with pytest.raises(UserError, match="还没有 report"):
-        handin.handin(report_dir=tmp_path)
-    (tmp_path / "report.html").write_text("页")
-    path = handin.handin(report_dir=tmp_path)
-    names = zipfile.ZipFile(path).namelist()
-    assert {"cifar-vit/report.html", "cifar-vit/code/vitlib/report/handin.py"} <= set(names)
-    assert not [
-        name for name in names if name.endswith((".jpg", ".zip", ".pyc", ".partial")) or "/build/" in name
-    ]
-    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
-
-
-def test_without_git_the_same_code_is_found_by_name(monkeypatch):
-    root = checkout()
-    if root is None:
-        pytest.skip("needs a checkout")
-    walked = {path.relative_to(root).as_posix() for path in handin._code_below(root)}
-    assert {"vitlib/show.py", "report/members.yml", "pyproject.toml"} <= walked
-    assert not [name for name in walked if name.startswith((".venv", "build/", "data/"))]

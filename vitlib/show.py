@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import html
 import inspect
 import io
 import re
@@ -23,6 +22,7 @@ from matplotlib.font_manager import fontManager
 
 from vitlib.errors import UserError
 from vitlib.stats import spaced
+from vitlib.tables import to_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 MAX_SVG = 160_000  # bytes; a figure that is larger as SVG is stored as PNG
 PNG_DPI = 200
-NUMBER = re.compile(r"[-−+]?[\d,]*\.?\d+\s*(%|[±×\[(（].*)?|[—–-]|nan")
 
 
 Runs: TypeAlias = "Mapping[str, Sequence[Run] | Run] | Iterable[Run]"
@@ -161,7 +160,7 @@ def table(
     meta = _meta("tab", caption, label, runs, result)
     named = not isinstance(frame.index, pd.RangeIndex) if index is None else index
     _preview("表", meta)
-    content = {"text/html": _table_html(frame, named, formats or {}), "text/plain": frame.to_string()}
+    content = {"text/html": to_html(frame, named, formats or {}), "text/plain": frame.to_string()}
     display(content, raw=True, metadata={"vitlib": meta})
 
 
@@ -294,38 +293,3 @@ def _save(fig: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.03, **options)
     return buffer.getvalue()
-
-
-def _table_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str:
-    columns: list[tuple[str, list[str]]] = []
-    if named:
-        columns.append((str(frame.index.name or ""), [str(name) for name in frame.index]))
-    for name in frame.columns:
-        spec = formats.get(name, "")
-        columns.append((str(name), [_cell(value, spec) for value in frame[name]]))
-    numeric = [all(NUMBER.fullmatch(cell) for cell in cells) for _, cells in columns]
-
-    def row(tag: str, cells: Iterable[str]) -> str:
-        kinds = ("num" if number else "txt" for number in numeric)
-        return "".join(
-            f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>'
-            for kind, cell in zip(kinds, cells, strict=True)
-        )
-
-    head = row("th", (name for name, _ in columns))
-    body = "\n".join(
-        f"<tr>{row('td', cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True)
-    )
-    return f'<table class="vitlib"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
-
-
-def _cell(value: Any, spec: str) -> str:
-    if value is None or value != value:
-        return "—"
-    if spec:
-        return format(value, spec).replace("-", "−")
-    if isinstance(value, float):
-        return f"{value:.4g}".replace("-", "−")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}".replace("-", "−")
-    return str(value)
