@@ -185,8 +185,7 @@ def resized_crop(
 def jitter(pixels: Tensor, draws: dict[str, Tensor], strength: float) -> Tensor:
     """Scale brightness, contrast and saturation of float pixels in [0, 1], clamped after each."""
     brightness, contrast, saturation = (
-        (1 + strength * (2 * draws[name] - 1))[:, None, None, None]
-        for name in ("brightness", "contrast", "saturation")
+        (1 + strength * (2 * draws[name] - 1))[:, None, None, None] for name in ("brightness", "contrast", "saturation")
     )
     luma = pixels.new_tensor(_LUMA)[:, None, None]
     pixels = (pixels * brightness).clamp_(0, 1)

@@ -62,15 +62,11 @@ def build_parser() -> Parser:
             help="auto（默认）、course、cifar10、cifar10-lt、synthetic，或一个文件夹、zip 的路径",
         )  # fmt: skip
         if cut:
-            sub.add_argument(
-                "--images", type=int, metavar="张数", help="只用这么多训练图像（按类别比例抽取）"
-            )
+            sub.add_argument("--images", type=int, metavar="张数", help="只用这么多训练图像（按类别比例抽取）")
             sub.add_argument("--epochs", type=int, metavar="轮数", help="训练轮数，代替配方自己的")
 
     sub = command("data", show_data, "检查并描述数据")
-    sub.add_argument(
-        "source", nargs="?", default="auto", metavar="来源", help="同其他子命令的 --data，默认 auto"
-    )
+    sub.add_argument("source", nargs="?", default="auto", metavar="来源", help="同其他子命令的 --data，默认 auto")
     sub.add_argument("--skip-unreadable", action="store_true", help="跳过读不出的图像，计数并列出")
 
     sub = command("train", train, "按配方训练一次（训练过的直接取出）")
@@ -85,17 +81,13 @@ def build_parser() -> Parser:
     sub.add_argument("--seeds", type=int, metavar="个数", help="种子个数，代替档位自己的")
     sub.add_argument("--tier", type=int, metavar="层", help="只做到第几层（1-5）")
     sub.add_argument("--budget", metavar="时间", help="用完就干净地停下，如 90s、9m、2h")
-    sub.add_argument(
-        "--export", type=Path, metavar="文件夹", help="把结果打包成至多 8 个文件，供 runs import 导入"
-    )
+    sub.add_argument("--export", type=Path, metavar="文件夹", help="把结果打包成至多 8 个文件，供 runs import 导入")
     sub.add_argument("--publish", action="store_true", help="把记录发布到 report/results/")
     sub.add_argument("--dry-run", action="store_true", help="不训练，只列出各层的运行和估计时间")
     data_options(sub)
 
     sub = command("runs", runs, "列出运行记录，或从别的机器导入")
-    sub.add_argument(
-        "verb", nargs="?", choices=["import"], metavar="import", help="导入 sweep --export 写出的文件夹"
-    )
+    sub.add_argument("verb", nargs="?", choices=["import"], metavar="import", help="导入 sweep --export 写出的文件夹")
     sub.add_argument("folder", nargs="?", type=Path, metavar="文件夹", help="要导入的文件夹")
 
     sub = command("evaluate", evaluate, "在一批按类别分好文件夹的图像上评估模型")
@@ -107,13 +99,9 @@ def build_parser() -> Parser:
     sub.add_argument("--model", default="best", metavar="模型", help="已发布的名字或权重文件，默认 best")
 
     sub = command("report", report, "运行四个笔记本并生成 HTML 和 PDF 报告")
-    sub.add_argument(
-        "--profile", default="auto", metavar="档位", help="auto（默认）、smoke、quick、full、published"
-    )
+    sub.add_argument("--profile", default="auto", metavar="档位", help="auto（默认）、smoke、quick、full、published")
     sub.add_argument("--out", type=Path, metavar="文件夹", help="报告写到哪里，默认 build/")
-    sub.add_argument(
-        "--accept", nargs="*", default=[], metavar="运行", help="published 档中接受数值版本较旧的运行"
-    )
+    sub.add_argument("--accept", nargs="*", default=[], metavar="运行", help="published 档中接受数值版本较旧的运行")
     data_options(sub, cut=False)
     return parser
 
@@ -192,9 +180,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
         if not options.json:
             for row in prices["jobs"]:
                 state = "已有" if row["done"] else "待训练"
-                print(
-                    f"第 {row['tier']} 层\t{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{state}"
-                )
+                print(f"第 {row['tier']} 层\t{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{state}")
             for row in prices["tiers"]:
                 print(
                     f"第 {row['tier']} 层（{plans.TIERS[row['tier']]}）：{row['missing']} 次待训练，"

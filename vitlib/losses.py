@@ -119,9 +119,7 @@ class Loss(nn.Module):
 
     weights: Tensor
 
-    def __init__(
-        self, sample_loss: nn.Module, counts: Tensor, weighting: str, beta: float, mining: str, keep: float
-    ):
+    def __init__(self, sample_loss: nn.Module, counts: Tensor, weighting: str, beta: float, mining: str, keep: float):
         super().__init__()
         self.sample_loss, self.weighting, self.mining, self.keep = sample_loss, weighting, mining, keep
         self.register_buffer("weights", class_weights(counts, weighting, beta))
@@ -185,9 +183,7 @@ def build_loss(
     _check(0 <= beta < 1, "beta", beta, "须在 [0, 1) 之内")
     _check(0 < keep <= 1, "keep", keep, "须在 (0, 1] 之内")
     if not class_counts or min(class_counts) <= 0:
-        raise UserError(
-            f"各类的训练图像数须为正数，而给出的是 {list(class_counts)}：请检查训练集是否缺少某一类。"
-        )
+        raise UserError(f"各类的训练图像数须为正数，而给出的是 {list(class_counts)}：请检查训练集是否缺少某一类。")
     counts = torch.tensor(class_counts, dtype=torch.float64)  # beta^N is lost in single precision
     return Loss(LOSSES[name](counts, **args), counts, weighting, beta, mining, keep).float()
 

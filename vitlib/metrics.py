@@ -65,9 +65,7 @@ class Reliability(TypedDict):
     accuracy: np.ndarray
 
 
-def reliability(
-    labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, bins: int = BINS
-) -> Reliability:
+def reliability(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, bins: int = BINS) -> Reliability:
     """Bins of equal width, closed above: the points of a reliability diagram."""
     _check(labels, predicted, None, confidence)
     index = np.clip(np.ceil(np.asarray(confidence, dtype=float) * bins).astype(int) - 1, 0, bins - 1)
@@ -131,10 +129,6 @@ def _check(
 ) -> None:
     sizes = [len(array) for array in (labels, predicted, confidence) if array is not None]
     if len(set(sizes)) != 1 or sizes[0] == 0:
-        raise UserError(
-            f"标签、预测与置信度须一一对应且不为空，而其长度为 {sizes}：请检查它们是否来自同一测试集。"
-        )
+        raise UserError(f"标签、预测与置信度须一一对应且不为空，而其长度为 {sizes}：请检查它们是否来自同一测试集。")
     if classes is not None and max(np.max(labels), np.max(predicted)) >= classes:
-        raise UserError(
-            f"类别编号须小于类别数 {classes}，而数据中出现了 {max(np.max(labels), np.max(predicted))}。"
-        )
+        raise UserError(f"类别编号须小于类别数 {classes}，而数据中出现了 {max(np.max(labels), np.max(predicted))}。")

@@ -49,12 +49,8 @@ def against(costs: Mapping[str, Sequence[float]], accuracy: Sequence[float], lab
     """
     if {len(labels), len(accuracy), *map(len, costs.values())} != {len(labels)}:
         sizes = "、".join(str(len(values)) for values in costs.values())
-        raise UserError(
-            f"每个设置须有一个准确率和每种代价各一个值，而个数为 {len(labels)}、{len(accuracy)}、{sizes}。"
-        )
-    fig, axes = plt.subplots(
-        1, len(costs), figsize=(WIDTH, 2.9), layout="constrained", squeeze=False, sharey=True
-    )
+        raise UserError(f"每个设置须有一个准确率和每种代价各一个值，而个数为 {len(labels)}、{len(accuracy)}、{sizes}。")
+    fig, axes = plt.subplots(1, len(costs), figsize=(WIDTH, 2.9), layout="constrained", squeeze=False, sharey=True)
     percent = 100 * np.asarray(accuracy, dtype=float)
     for ax, (name, values) in zip(axes[0], costs.items(), strict=True):
         ax.plot(values, percent, color="0.75", linewidth=1, zorder=1)

@@ -123,16 +123,12 @@ def merged_patches(images: Any, groups: Any, scale: int = 4) -> np.ndarray:
     array, groups = np.asarray(images), np.asarray(groups)
     grid = math.isqrt(groups.shape[-1])
     if array.shape[-1] % grid or grid**2 != groups.shape[-1] or len(groups) != len(array):
-        raise UserError(
-            f"分组的形状 {groups.shape} 与图像的形状 {array.shape} 不符：每个图像块须有一个组号。"
-        )
+        raise UserError(f"分组的形状 {groups.shape} 与图像的形状 {array.shape} 不符：每个图像块须有一个组号。")
     patch = array.shape[-1] // grid
     canvas = np.empty((len(array), 3, scale * array.shape[-1], scale * array.shape[-1]), np.uint8)
     for painted, pixels, numbers in zip(canvas, array, groups.reshape(-1, grid, grid), strict=True):
         owner = np.kron(numbers, np.ones((patch, patch), int))
-        means = [
-            np.bincount(owner.flat, plane.flat) / np.maximum(np.bincount(owner.flat), 1) for plane in pixels
-        ]
+        means = [np.bincount(owner.flat, plane.flat) / np.maximum(np.bincount(owner.flat), 1) for plane in pixels]
         large = np.kron(owner, np.ones((scale, scale), int))
         painted[:] = np.rint(np.array(means)[:, large])
         painted[:, :, 1:][:, large[:, 1:] != large[:, :-1]] = 255

@@ -135,9 +135,7 @@ def pareto(
     Raises UserError when the sequences are not of one length.
     """
     if not len(cost) == len(accuracy) == len(labels):
-        raise UserError(
-            f"代价、准确率与名称须一一对应，而个数为 {len(cost)}、{len(accuracy)}、{len(labels)}。"
-        )
+        raise UserError(f"代价、准确率与名称须一一对应，而个数为 {len(cost)}、{len(accuracy)}、{len(labels)}。")
     fig, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     points = pd.DataFrame({"cost": cost, "percent": 100 * np.asarray(accuracy, dtype=float), "label": labels})
     ranked = points.sort_values(["cost", "percent"], ascending=[True, False])
@@ -162,9 +160,7 @@ def per_class(runs_by_label: "Runs") -> Figure:
         (label, name, 100 * recall)
         for label, runs in runs_by_label.items()
         for run in runs
-        for name, recall in zip(
-            names, metrics.per_class_recall(run.labels, run.predicted, len(names)), strict=True
-        )
+        for name, recall in zip(names, metrics.per_class_recall(run.labels, run.predicted, len(names)), strict=True)
     ]
     fig, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     sns.pointplot(
@@ -260,9 +256,7 @@ def _palette(labels: Iterable[str]) -> dict[str, Any]:
     return dict(zip(labels, sns.color_palette("colorblind", len(labels)), strict=True))
 
 
-def _legend_below(
-    fig: Figure, axes: Sequence[Axes], title: str | None = None, more: Sequence[Line2D] = ()
-) -> None:
+def _legend_below(fig: Figure, axes: Sequence[Axes], title: str | None = None, more: Sequence[Line2D] = ()) -> None:
     """One legend below the axes for all of them, in as many columns as fit the width."""
     handles, labels = axes[0].get_legend_handles_labels() if len(axes) else ([], [])
     for ax in axes:

@@ -79,9 +79,7 @@ class Recipe:
                 )
         for name, low in (("epochs", 0), ("batch_size", 1)):
             if type(getattr(self, name)) is not int or getattr(self, name) < low:
-                raise UserError(
-                    f"配方 {self.name} 的 {name}={getattr(self, name)!r} 须为不小于 {low} 的整数。"
-                )
+                raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 须为不小于 {low} 的整数。")
         for name in ("lr", "weight_decay", "clip_norm", "warmup_epochs", "encoder_lr_scale"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 不能小于 0。")

@@ -27,9 +27,7 @@ VANILLA = Recipe(
 ORIGINAL_AUGMENT = {"flip": True, "resized_crop": (0.8, 1.0, 0.9, 1.1)}
 
 # Its pre-training: plain autoencoding of the augmented training images, 500 epochs, no weight decay.
-PRETRAIN = VANILLA.but(
-    name="original-pretrain", objective="autoencode", normalize="half", augment=ORIGINAL_AUGMENT
-)
+PRETRAIN = VANILLA.but(name="original-pretrain", objective="autoencode", normalize="half", augment=ORIGINAL_AUGMENT)
 
 # Its "improved" run: the four remedies together, and one epoch more than vanilla.
 IMPROVED = VANILLA.but(

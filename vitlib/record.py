@@ -133,9 +133,7 @@ class Run:
     def load_state(self) -> dict[str, Tensor]:
         """Return the final state dict; raises UserError where only the record was kept."""
         if self.failed:
-            raise UserError(
-                f"运行 {self.name}（种子 {self.seed}）没有训练成功，没有权重：{self.failed['message']}"
-            )
+            raise UserError(f"运行 {self.name}（种子 {self.seed}）没有训练成功，没有权重：{self.failed['message']}")
         path = self.weights_path() or find_weights(self.key)
         if path is None:
             raise UserError(
@@ -164,9 +162,7 @@ def read_record(path: Path, published: bool) -> Run:
         expected = run.recipe.key(run.seed, run.data["fingerprint"], run.numerics)
         genuine = record["format"] == FORMAT and expected == run.key
     except (OSError, ValueError, LookupError, TypeError, AttributeError, zlib.error, UserError) as error:
-        raise UserError(
-            f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。"
-        ) from error
+        raise UserError(f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。") from error
     if not genuine:
         raise UserError(f"运行记录 {path} 的内容与它的键 {run.key} 不符，可能被改动过；请删去它或重新取得。")
     return run

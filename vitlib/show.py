@@ -247,10 +247,7 @@ def _origin(run: Run) -> dict[str, Any]:
         "recipe": run.recipe.name,
         "seed": run.seed,
         "epochs": run.recipe.epochs,
-        "data": {
-            name: run.data[name]
-            for name in ("name", "fingerprint", "provenance", "train_images", "test_images")
-        },
+        "data": {name: run.data[name] for name in ("name", "fingerprint", "provenance", "train_images", "test_images")},
         "device": run.device,
         "versions": dict(run.versions),
         "numerics": run.numerics,

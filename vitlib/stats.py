@@ -201,10 +201,7 @@ def compare_table(
     enough = [row for row in rows if not math.isnan(row.p)]
     p = dict(zip(map(id, enough), holm([row.p for row in enough]), strict=True))
     q = dict(zip(map(id, enough), holm([row.p_equivalence for row in enough]), strict=True))
-    return [
-        replace(row, p=p[id(row)], p_equivalence=q[id(row)], holm=True) if id(row) in p else row
-        for row in rows
-    ]
+    return [replace(row, p=p[id(row)], p_equivalence=q[id(row)], holm=True) if id(row) in p else row for row in rows]
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -233,9 +230,7 @@ def frame(comparisons: Sequence[Comparison]) -> "pd.DataFrame":
     )
 
 
-def judge(
-    *comparisons: Comparison, expected: str | tuple[str, ...] = "较高"
-) -> Literal["成立", "不成立", "证据不足"]:
+def judge(*comparisons: Comparison, expected: str | tuple[str, ...] = "较高") -> Literal["成立", "不成立", "证据不足"]:
     """Whether a claim holds that needs the verdict ``expected`` (or one of several) of every comparison.
 
     One conclusive verdict against it refutes it; otherwise one 证据不足 leaves it open.

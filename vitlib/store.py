@@ -74,9 +74,7 @@ class Store:
         device = device or pick()
         encoder = None
         if recipe.init_from is not None:
-            start = self.get(
-                recipe.init_from, seed, data, device=device, deadline=deadline, show=show, weights=True
-            )
+            start = self.get(recipe.init_from, seed, data, device=device, deadline=deadline, show=show, weights=True)
             encoder = start.load_state()
         key = recipe.key(seed, data.fingerprint)
         work = self.root / f"{key}.work"
@@ -145,9 +143,7 @@ class Store:
         return read_record(final / "record.json", published=any(self.published.glob(f"*-{key}.json")))
 
 
-def make_record(
-    recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome
-) -> dict[str, Any]:
+def make_record(recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome) -> dict[str, Any]:
     """Return the JSON-able record of a finished run."""
     with torch.device("meta"):  # shapes are enough to count
         model = build_model(recipe, data.num_classes, data.image_size)
@@ -158,12 +154,8 @@ def make_record(
         labels = data.test.labels.numpy().astype(np.uint8)
         predicted, confidence = answers(outcome.test_logits)
         accuracy = float((predicted == labels).mean())
-    curves = {
-        name: pack_curve(values) for name, values in outcome.history.items() if name not in ("epoch", "lr")
-    }
-    fitted = (
-        sum(len(part) for part in data.split(seed=0)[:1]) if recipe.protocol == "study" else len(data.train)
-    )
+    curves = {name: pack_curve(values) for name, values in outcome.history.items() if name not in ("epoch", "lr")}
+    fitted = sum(len(part) for part in data.split(seed=0)[:1]) if recipe.protocol == "study" else len(data.train)
     return {
         "format": FORMAT,
         "key": recipe.key(seed, data.fingerprint),
@@ -190,8 +182,7 @@ def make_record(
         "predicted": pack_bytes(predicted),
         "confidence": pack_bytes(confidence),
         "timing": {name: round(value, 3) for name, value in outcome.timing.items()},
-        "machine": describe(device)
-        | {"dtype": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")},
+        "machine": describe(device) | {"dtype": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")},
         "source": source_hash(),
     }
 

@@ -36,9 +36,7 @@ def missing(todo: Sequence[Job], data: Dataset, store: Store) -> list[Job]:
     return [job for job in todo if store.find(job.recipe, job.seed, data) is None]
 
 
-def sweep(
-    todo: Sequence[Job], data: Dataset, store: Store, *, budget: float | None = None, show: bool = True
-) -> Swept:
+def sweep(todo: Sequence[Job], data: Dataset, store: Store, *, budget: float | None = None, show: bool = True) -> Swept:
     """Train the jobs that are missing, in order; stop cleanly when ``budget`` seconds are spent.
 
     A run that the budget interrupts keeps its checkpoint and is continued by the next sweep.

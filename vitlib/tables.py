@@ -29,14 +29,11 @@ def to_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str
     def row(tag: str, cells: Iterable[str]) -> str:
         kinds = ("num" if number else "txt" for number in numeric)
         return "".join(
-            f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>'
-            for kind, cell in zip(kinds, cells, strict=True)
+            f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>' for kind, cell in zip(kinds, cells, strict=True)
         )
 
     head = row("th", (name for name, _ in columns))
-    body = "\n".join(
-        f"<tr>{row('td', cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True)
-    )
+    body = "\n".join(f"<tr>{row('td', cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True))
     return f'<table class="vitlib"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 
 

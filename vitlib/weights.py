@@ -16,9 +16,7 @@ from vitlib.recipe import Recipe
 from vitlib.state import build_model
 
 
-def save_weights(
-    path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any], half: bool = False
-) -> None:
+def save_weights(path: Path, state: Mapping[str, Tensor], record: Mapping[str, Any], half: bool = False) -> None:
     """Write a state dict with what is needed to rebuild its model; ``half`` stores floats as float16."""
     kept = ("key", "name", "seed", "recipe", "accuracy", "params", "flops")
     story = {name: record[name] for name in kept}

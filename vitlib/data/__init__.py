@@ -72,9 +72,7 @@ def load(
         why = f"没有找到课程数据（找过 {WHERE}），也无法下载 CIFAR-10，因此使用合成数据"
         return replace(_synthetic(image_size), warnings=(why,))
     if Path(source).name == str(source) and not os.path.lexists(source):
-        raise UserError(
-            f"没有名为“{source}”的数据。请用 {'、'.join(SOURCES)}，或者一个文件夹、zip 文件的路径。"
-        )
+        raise UserError(f"没有名为“{source}”的数据。请用 {'、'.join(SOURCES)}，或者一个文件夹、zip 文件的路径。")
     return load_folder(source, image_size, skip_unreadable)
 
 

@@ -165,13 +165,9 @@ def _fetch() -> Pack:
             return _unpickle(Path(folder))
     except (OSError, RuntimeError) as error:
         if local is None and getattr(error, "errno", None) not in REASONS:
-            raise NoConnection(
-                f"下载 CIFAR-10 时连接中断（{error}）。请检查网络后再试；{MANUAL}。"
-            ) from error
+            raise NoConnection(f"下载 CIFAR-10 时连接中断（{error}）。请检查网络后再试；{MANUAL}。") from error
         if isinstance(error, RuntimeError):
-            raise UserError(
-                f"{local} 不完整或被改动过（校验和不符）。请删除后重新下载；{MANUAL}。"
-            ) from error
+            raise UserError(f"{local} 不完整或被改动过（校验和不符）。请删除后重新下载；{MANUAL}。") from error
         raise UserError(
             f"无法读取或存放 CIFAR-10（{local or cache_dir()}）：{reason(error)}。"
             f"请检查空间和权限，或用环境变量 CIFAR_VIT_CACHE 另指定缓存文件夹。"
@@ -180,9 +176,7 @@ def _fetch() -> Pack:
 
 def _download(folder: str) -> None:
     if not reachable():
-        raise NoConnection(
-            f"下载 CIFAR-10 的服务器在 {TIMEOUT:.0f} 秒内没有回应。请检查网络后再试；{MANUAL}。"
-        )
+        raise NoConnection(f"下载 CIFAR-10 的服务器在 {TIMEOUT:.0f} 秒内没有回应。请检查网络后再试；{MANUAL}。")
     from torchvision.datasets import CIFAR10
 
     limit = socket.getdefaulttimeout()

@@ -68,9 +68,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_files(
-    read: Callable[[File], bytes], files: Sequence[File], size: int
-) -> tuple[np.ndarray, dict[int, str]]:
+def decode_files(read: Callable[[File], bytes], files: Sequence[File], size: int) -> tuple[np.ndarray, dict[int, str]]:
     """Decode ``files`` in a pool of threads.
 
     Returns uint8 (N, 3, size, size) and, for each file that cannot be read, its index and why.

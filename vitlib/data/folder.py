@@ -34,9 +34,7 @@ def load_folder(path: str | os.PathLike[str], size: int = 32, skip: bool = False
         test, skipped = TestSet(pack.images, pack.labels), skipped + pack.skipped
         how = "按其中的 train 与 test 划分"
         warnings = [
-            f"测试集没有类别“{name}”的图像"
-            for name, n in zip(names, test.counts(len(names)), strict=True)
-            if not n
+            f"测试集没有类别“{name}”的图像" for name, n in zip(names, test.counts(len(names)), strict=True) if not n
         ]
     else:
         if lonely := [name for name, n in zip(names, train.counts(len(names)), strict=True) if n < 2]:

@@ -138,9 +138,7 @@ class Dataset:
         if fewer_train is self.train and fewer_test is self.test:
             return self
         sizes = "，".join(
-            f"{what} {len(few):,} 张（共 {len(whole):,} 张）"
-            if few is not whole
-            else f"{what}全部 {len(few):,} 张"
+            f"{what} {len(few):,} 张（共 {len(whole):,} 张）" if few is not whole else f"{what}全部 {len(few):,} 张"
             for what, few, whole in (
                 ("训练图像", fewer_train, self.train),
                 ("测试图像", fewer_test, self.test),
@@ -197,9 +195,7 @@ def _thin(images: Images, total: int | None, num_classes: int, seed: int) -> Ima
         return images
     counts = images.counts(num_classes)
     if total < (least := sum(n > 0 for n in counts)):
-        raise UserError(
-            f"子集只要 {total} 张图像，少于类别数 {least}，会有类别一张也没有。请至少取 {least} 张。"
-        )
+        raise UserError(f"子集只要 {total} 张图像，少于类别数 {least}，会有类别一张也没有。请至少取 {least} 张。")
     return images.take(pick(images.labels, quotas(counts, total), seed))
 
 
@@ -216,8 +212,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "test_images": len(dataset.test),
         "imbalance": max(train) / min(train),
         "classes": [
-            {"id": c, "name": name, "train": train[c], "test": test[c]}
-            for c, name in enumerate(dataset.class_names)
+            {"id": c, "name": name, "train": train[c], "test": test[c]} for c, name in enumerate(dataset.class_names)
         ],
         "warnings": list(dataset.warnings),
         "skipped": list(dataset.skipped),

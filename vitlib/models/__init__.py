@@ -59,8 +59,7 @@ def check_arguments(name: str, arguments: typing.Mapping[str, typing.Any]) -> No
     for argument in arguments:
         if argument not in defaults:
             raise UserError(
-                f"模型 {name} 没有参数 {argument}{_nearest(argument, defaults)}"
-                f"可用的参数：{'、'.join(defaults)}。"
+                f"模型 {name} 没有参数 {argument}{_nearest(argument, defaults)}可用的参数：{'、'.join(defaults)}。"
             )
     kinds = typing.get_type_hints(MODELS[name].__init__)
     for argument, value in arguments.items():
@@ -100,6 +99,4 @@ def _check_together(given: dict[str, typing.Any]) -> None:
     if given.get("pos") == "sincos" and width % 4:
         raise UserError(f"pos='sincos' 需要 d_model 是 4 的倍数，现在是 {width}。")
     if given.get("stem") == "conv" and (patch < 2 or patch & (patch - 1)):
-        raise UserError(
-            f"stem='conv' 的每一级把边长减半，需要 patch_size 是 2、4、8 等 2 的幂，现在是 {patch}。"
-        )
+        raise UserError(f"stem='conv' 的每一级把边长减半，需要 patch_size 是 2、4、8 等 2 的幂，现在是 {patch}。")

@@ -43,9 +43,7 @@ def count(model: nn.Module, image_size: int = 32, in_channels: int = 3) -> Cost:
     return Cost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())
 
 
-def layers(
-    model: nn.Module, image_size: int = 32, in_channels: int = 3, depth: int = 2
-) -> "pandas.DataFrame":
+def layers(model: nn.Module, image_size: int = 32, in_channels: int = 3, depth: int = 2) -> "pandas.DataFrame":
     """Return a table of the modules down to ``depth``: name, type, input and output shape, parameters.
 
     Shapes are those of a batch of one image. Needs torchinfo and pandas, which training does not.
@@ -53,9 +51,7 @@ def layers(
     import pandas
     import torchinfo
 
-    summary = torchinfo.summary(
-        model, (1, in_channels, image_size, image_size), depth=depth, mode="eval", verbose=0
-    )
+    summary = torchinfo.summary(model, (1, in_channels, image_size, image_size), depth=depth, mode="eval", verbose=0)
     rows = [
         {
             "模块": "　" * info.depth + info.var_name,

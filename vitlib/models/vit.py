@@ -207,8 +207,7 @@ class ViT(EncoderModel):
         height, width = images.shape[-2:]
         if height != width or height % self.patch_size:
             raise UserError(
-                f"图像大小 {height}×{width} 不合适：ViT 需要正方形图像，"
-                f"边长是 patch_size={self.patch_size} 的倍数。"
+                f"图像大小 {height}×{width} 不合适：ViT 需要正方形图像，边长是 patch_size={self.patch_size} 的倍数。"
             )
         tokens = self.positions(rearrange(self.stem(images), "B D y x -> B (y x) D"))
         if self.prefix_tokens is not None:

@@ -33,9 +33,7 @@ def find_browser() -> str | None:
     if chosen := os.environ.get("CHROME"):
         if found := shutil.which(os.path.expanduser(chosen)):
             return found
-        raise UserError(
-            f"环境变量 CHROME 指的“{chosen}”不是可以运行的程序；请改正它，或取消它以自动寻找浏览器。"
-        )
+        raise UserError(f"环境变量 CHROME 指的“{chosen}”不是可以运行的程序；请改正它，或取消它以自动寻找浏览器。")
     candidates: list[Path] = []
     if sys.platform == "darwin":
         folders = (Path("/Applications"), Path.home() / "Applications")
@@ -85,6 +83,4 @@ def print_page(browser: str, page: Path, pdf: Path, profile: Path) -> None:
         raise UserError(f"浏览器 {browser} 启动不了（{error.strerror}）；{INSTALL}。") from error
     if done.returncode or not pdf.is_file() or not pdf.stat().st_size:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["没有说明原因"]
-        raise UserError(
-            f"浏览器 {browser} 没有打印出 PDF（退出码 {done.returncode}：{lines[-1]}）；{INSTALL}。"
-        )
+        raise UserError(f"浏览器 {browser} 没有打印出 PDF（退出码 {done.returncode}：{lines[-1]}）；{INSTALL}。")

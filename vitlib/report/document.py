@@ -57,9 +57,7 @@ def _clean(cell: NotebookNode, where: str) -> list[dict[str, Any]]:
             origins.append({"runs": meta["runs"], "data": meta.get("data")})
         if kind in ("origin", "preview") or output.get("name") == "stderr":
             continue
-        if "application/vnd.jupyter.widget-view+json" in data or str(data.get("text/plain", "")).startswith(
-            "<"
-        ):
+        if "application/vnd.jupyter.widget-view+json" in data or str(data.get("text/plain", "")).startswith("<"):
             continue  # widgets need a kernel; a bare repr such as <Axes: ...> says nothing to a reader
         is_picture = any(mime.startswith("image/") for mime in data)
         if kind not in ("fig", "tab") and (is_picture or "<table" in data.get("text/html", "")):

@@ -24,9 +24,7 @@ def read_members(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
-        raise UserError(
-            f"成员表 {path} 读不出来（{error.strerror}）；请放回它或改用 report/members.yml。"
-        ) from error
+        raise UserError(f"成员表 {path} 读不出来（{error.strerror}）；请放回它或改用 report/members.yml。") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"成员表 {path} 的格式不对：{error}。请检查缩进、冒号和编码（UTF-8）。") from error
     members = content.get("members") if isinstance(content, dict) else None
@@ -38,9 +36,7 @@ def read_members(path: Path) -> dict[str, Any]:
             raise UserError(f"成员表 {path} 的第 {at} 位成员缺 name 或 work。")
         share = member.get("share")
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 100:
-            raise UserError(
-                f"成员表 {path} 里 {member['name']} 的 share={share!r} 应是 0 到 100 的数（百分比）。"
-            )
+            raise UserError(f"成员表 {path} 里 {member['name']} 的 share={share!r} 应是 0 到 100 的数（百分比）。")
         total += share
     if abs(total - 100) > 1e-6:
         raise UserError(f"成员表 {path} 的分工比例加起来是 {total:g}%，应是 100%；请改正各人的 share。")
@@ -63,18 +59,14 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
         software = "，".join(f"{name} {version}" for name, version in run["versions"].items())
         run["machine"] = machines.setdefault((run["device"], software), f"M{len(machines) + 1}")
         run["time"] = duration(run["seconds"])
-        data.setdefault(
-            run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]}
-        )
+        data.setdefault(run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]})
     today = date.today()
     return {
         "date": f"{today.year} 年 {today.month} 月 {today.day} 日",
         "data": list(data.values()),
         "synthetic": any(facts["synthetic"] for facts in data.values()),
         "machines": [(name, *what) for what, name in machines.items()],
-        "runs": sorted(
-            runs.values(), key=lambda run: (run["recipe"], run["data"]["fingerprint"], run["seed"])
-        ),
+        "runs": sorted(runs.values(), key=lambda run: (run["recipe"], run["data"]["fingerprint"], run["seed"])),
         "stale": sum(run["stale"] for run in runs.values()),
         "software": [("Python", platform.python_version()), *_versions()],
     }

@@ -94,9 +94,7 @@ class StatusLine:
         cells = self._cells[name]
         at = list(cells).index(cell) + 1 if cell else 0
         left = self.seconds_left()
-        parts = [
-            "剩余时间待估" if left is None else f"剩约 {duration(left)}"
-        ]  # first: a narrow terminal cuts the end
+        parts = ["剩余时间待估" if left is None else f"剩约 {duration(left)}"]  # first: a narrow terminal cuts the end
         parts.append(f"{name} 单元 {at}/{len(cells)} {cells[cell] if cell else '启动内核'}")
         if training := self._training():
             parts.append(f"{training['text']} {training['done']}/{training['total']}")
