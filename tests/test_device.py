@@ -115,9 +115,7 @@ def test_nvidia_smi_is_asked_where_there_are_no_nodes(monkeypatch, tmp_path, scr
     assert device._nvidia_gpu_present() is False
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [((7, 5), None), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
-)
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), None), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
 def test_bf16_needs_compute_capability_8(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert device.autocast_dtype(CUDA) is dtype

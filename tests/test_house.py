@@ -107,9 +107,7 @@ def test_the_four_sections_are_there():
 # -------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize(
-    "path", [*VITLIB, ROOT / "tasks.py"], ids=lambda path: path.relative_to(ROOT).as_posix()
-)
+@pytest.mark.parametrize("path", [*VITLIB, ROOT / "tasks.py"], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_file_is_short_enough_to_read_in_one_sitting(path):
     assert lines(path) <= 300
     assert "utils" not in path.stem
@@ -131,11 +129,7 @@ def lines_of_code(path):
         if token.type not in silent:
             held |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):  # docstrings, also those of attributes
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, str)
-        ):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             held -= set(range(node.lineno, node.end_lineno + 1))
     return len(held)
 
@@ -161,9 +155,7 @@ def test_tracked_files_are_small_and_hold_no_image_of_the_data():
 
 def test_nothing_tracked_names_this_machine():
     # the strings are put together here, so that this file does not hold them
-    roots = {f"/{name}/" for name in ("work", "root", "home")} | {f"{Path.home()}/", f"{ROOT.parent}/"} - {
-        "//"
-    }
+    roots = {f"/{name}/" for name in ("work", "root", "home")} | {f"{Path.home()}/", f"{ROOT.parent}/"} - {"//"}
     pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(root)}\w" for root in sorted(roots)))
     for path in tracked():
         if path.suffix not in {".png", ".pdf", ".npz", ".npy", ".safetensors"}:
@@ -246,9 +238,7 @@ def closure(names):
 def test_training_runs_on_a_bare_gpu_machine():
     """All that is not needed by the seven packages is blocked, and the training side still imports and builds a model."""
     allowed = closure(TRAINING) | {"cifar-vit"}
-    blocked = {
-        name for name, owners in packages_distributions().items() if not {normal(o) for o in owners} & allowed
-    }
+    blocked = {name for name, owners in packages_distributions().items() if not {normal(o) for o in owners} & allowed}
     assert {
         "matplotlib",
         "seaborn",
@@ -270,7 +260,9 @@ def test_training_runs_on_a_bare_gpu_machine():
 
 
 def test_the_package_itself_is_light():
-    code = "import sys, vitlib, vitlib.cli; print(sorted({'torch', 'numpy', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys, vitlib, vitlib.cli; print(sorted({'torch', 'numpy', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -283,9 +275,7 @@ def test_commands_in_the_documents_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
-    blocks = "\n".join(
-        re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
-    )
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL) + re.findall(r"`([^`\n]+)`", text))
     made = set(re.findall(r"\bmake ([a-z-]+)", blocks))
     assert made and made <= targets
     listed = subprocess.run(
@@ -299,11 +289,7 @@ def test_commands_in_the_documents_exist(name):
 
 def test_both_readmes_name_the_same_commands():
     english, chinese = (
-        set(
-            re.findall(
-                r"`((?:make|python|vitlib|conda|pip) [^`]+)`", (ROOT / name).read_text(encoding="utf-8")
-            )
-        )
+        set(re.findall(r"`((?:make|python|vitlib|conda|pip) [^`]+)`", (ROOT / name).read_text(encoding="utf-8")))
         for name in ("README.md", "README.zh-CN.md")
     )
     assert english - {"vitlib runs"} == chinese - {"vitlib runs"}
@@ -316,9 +302,7 @@ def test_make_and_tasks_offer_the_same():
     code = "import tasks; print(*tasks.TASKS); print(tasks.HELP)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     names, usage = done.stdout.split("\n", 1)
-    assert (
-        targets == phony == set(names.split()) == set(re.findall(r"^  ([a-z-]+) ", usage, flags=re.MULTILINE))
-    )
+    assert targets == phony == set(names.split()) == set(re.findall(r"^  ([a-z-]+) ", usage, flags=re.MULTILINE))
 
 
 def test_conda_only_brings_python():
@@ -340,9 +324,7 @@ def test_the_checks_run_the_readmes_command_first():
 
 def test_style():
     for command in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command], cwd=ROOT, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 

@@ -36,9 +36,7 @@ def lab(tmp_path):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={TOKEN}", timeout=5).close()
                 break
             except urllib.error.URLError:
-                assert server.poll() is None and time.monotonic() < deadline, (
-                    tmp_path / "lab.log"
-                ).read_text()
+                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()
                 time.sleep(0.3)
         yield f"http://127.0.0.1:{port}/lab"
     finally:
@@ -57,16 +55,12 @@ def opening(path, cells):
 def test_a_notebook_opens_and_runs(lab, tmp_path):
     (tmp_path / "2.1.ipynb").write_text(opening(NOTEBOOKS / "2.1_vit.ipynb", 4), encoding="utf-8")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto(f"{lab}/tree/2.1.ipynb?token={TOKEN}")
         page.get_by_text("| Idle").wait_for(timeout=90_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.get_by_text("全部运行完毕", exact=True).wait_for(timeout=90_000)
-        expect(
-            page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']")
-        ).to_have_count(0)
+        expect(page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']")).to_have_count(0)
         browser.close()

@@ -145,9 +145,7 @@ def test_uv_gets_the_mirror_that_pip_was_given(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("tasks", ROOT / "tasks.py")
     tasks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tasks)
-    (tmp_path / "pip.py").write_text(
-        "print(\"global.index-url='https://mirror.example/simple'\\nglobal.timeout='9'\")"
-    )
+    (tmp_path / "pip.py").write_text("print(\"global.index-url='https://mirror.example/simple'\\nglobal.timeout='9'\")")
     for variable in ("UV_DEFAULT_INDEX", "SSL_CERT_FILE"):
         monkeypatch.delenv(variable, raising=False)
     pip = [sys.executable, tmp_path / "pip.py"]
@@ -308,9 +306,7 @@ def test_the_data_folder_is_made_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code = "import sys, tasks; tasks.run(sys.executable, '-c', 'import os; print(os.environ[\"CIFAR_VIT_DATA\"])', cwd='/')"
     environment = {**os.environ, "CIFAR_VIT_DATA": "my data"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "my data")
 
 
@@ -340,9 +336,7 @@ def test_hand_in_holds_report_and_code_but_no_images(tasks, capsys):
     assert tasks.main(["handin"]) == 0
     with zipfile.ZipFile(tasks.BUILD / "cifar-vit-handin.zip") as archive:
         names = set(archive.namelist())
-    assert names == {"cifar-vit/report.html", "cifar-vit/report.pdf"} | {
-        f"cifar-vit/code/{name}" for name in wanted
-    }
+    assert names == {"cifar-vit/report.html", "cifar-vit/report.pdf"} | {f"cifar-vit/code/{name}" for name in wanted}
 
 
 def test_clean_keeps_what_took_hours_unless_told(tasks):

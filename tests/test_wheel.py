@@ -39,9 +39,7 @@ def fresh(wheel, tmp_path_factory):
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     python = venv / "bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    (site / "others.pth").write_text(
-        sysconfig.get_path("purelib") + "\n"
-    )  # its own .pth files are not followed
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not followed
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
     return python.parent
 
