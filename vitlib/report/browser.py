@@ -42,7 +42,18 @@ def find_browser() -> str | None:
         roots = filter(None, map(os.environ.get, ("PROGRAMFILES", "PROGRAMFILES(X86)", "LOCALAPPDATA")))
         candidates = [Path(root) / name for root in roots for name in WINDOWS]
     installed = (str(path) for path in candidates if path.is_file())
-    return next(filter(None, map(shutil.which, COMMANDS)), None) or next(installed, None)
+    on_path = (found for found in map(shutil.which, COMMANDS) if found and _starts(found))
+    return next(on_path, None) or next(installed, None)
+
+
+def _starts(command: str) -> bool:
+    """Whether a browser on Linux really starts: Ubuntu's ``chromium-browser`` is a stub that asks for snap."""
+    if sys.platform != "linux":
+        return True
+    try:
+        return subprocess.run([command, "--version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def print_page(browser: str, page: Path, pdf: Path, profile: Path) -> None:
