@@ -10,7 +10,6 @@ What exact resumption needs, all of it:
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -148,8 +147,11 @@ class Trainer:
         optimizer.zero_grad()
         loss.backward()
         finite, stops = torch.isfinite(loss.detach()), self.recipe.on_nonfinite == "stop"
-        if self.recipe.clip_norm or stops:  # a limit of infinity only measures
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf)
+        if self.recipe.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            finite = finite & torch.isfinite(norm)
+        elif stops:
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
             finite = finite & torch.isfinite(norm)
         if stops:
             # from the first bad step on the optimiser skips its updates, on the device and without a host
