@@ -118,7 +118,7 @@ def settle(profile: str, data: str, accept: Sequence[str] = ()) -> tuple[str, st
     source = dataset.name if data == "auto" else data
     print(f"数据：{dataset.provenance}", file=sys.stderr)
     if profile == "published":
-        stale = [run.name for run in stale_runs(Store()) if run.name not in accept]
+        stale = [run.name for run in _published(Store()) if is_stale(run) and run.name not in accept]
         if stale:
             raise UserError(
                 f"已发布的记录 {'、'.join(sorted(set(stale)))} 是在较旧的数值版本下得到的；"
@@ -144,11 +144,8 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
     from, the one that serves most entries is taken, the larger one where two serve as many; of a recipe's
     lengths of training the longest. Stale records are used; the report's appendix marks them.
     """
-    runs = [read_record(path, published=True) for path in sorted(store.published.glob("*.json"))]
-    if not runs:
-        raise UserError(f"{store.published} 里还没有已发布的运行记录；请先用 PROFILE=quick 生成报告。")
     by_data: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in _published(store):
         by_data.setdefault(run.data["fingerprint"], []).append(run)
 
     def serve(candidates: list[Run]) -> dict[str, list[Run]]:
@@ -168,7 +165,8 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
     return best
 
 
-def stale_runs(store: Store) -> list[Run]:
-    """Return the published runs that were made under an older numerics version."""
-    runs = (read_record(path, published=True) for path in sorted(store.published.glob("*.json")))
-    return [run for run in runs if is_stale(run)]
+def _published(store: Store) -> list[Run]:
+    runs = [read_record(path, published=True) for path in sorted(store.published.glob("*.json"))]
+    if not runs:
+        raise UserError(f"{store.published} 里还没有已发布的运行记录；请先用 PROFILE=quick 生成报告。")
+    return runs
