@@ -6,7 +6,9 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="300pt" height="120pt"><path d="M0 0L300 120" stroke="#000"/></svg>'
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="300pt" height="120pt"><path d="M0 0L300 120" stroke="#000"/></svg>'
+)
 PIXEL = base64.b64encode(
     bytes.fromhex(
         "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
@@ -30,8 +32,7 @@ def figure(label="fig:curve", caption="收敛曲线，$d_k=64$（合成数据）
 
 def table(label="tab:result", caption="测试准确率（合成数据）", rows=2):
     body = "".join(
-        f'<tr><td class="txt">第 {row} 行 $O(N^2)$</td><td class="num">−{row}.5%</td></tr>'
-        for row in range(rows)
+        f'<tr><td class="txt">第 {row} 行 $O(N^2)$</td><td class="num">−{row}.5%</td></tr>' for row in range(rows)
     )
     head = '<tr><th class="txt">表头方法</th><th class="num">差</th></tr>'
     html = f'<table class="vitlib"><thead>{head}</thead><tbody>{body}</tbody></table>'

@@ -103,9 +103,7 @@ def test_not_an_image(folder, content):
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]), st.integers(0, 10**6), st.integers(0, 255), st.booleans()
-)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]), st.integers(0, 10**6), st.integers(0, 255), st.booleans())
 def test_whatever_is_damaged_is_an_image_or_a_user_error(tmp_path, kind, place, value, cut):
     from vitlib.data import read_image
     from vitlib.errors import UserError
@@ -198,9 +196,7 @@ def test_no_permission():
             refused(lambda: load(archive), archive, "没有访问权限")
 
 
-@pytest.mark.parametrize(
-    "name", ["../猫/1.png", "猫/../../1.png", "/猫/1.png", "C:\\猫\\1.png", "..\\猫\\1.png"]
-)
+@pytest.mark.parametrize("name", ["../猫/1.png", "猫/../../1.png", "/猫/1.png", "C:\\猫\\1.png", "..\\猫\\1.png"])
 def test_a_zip_with_unsafe_paths(tmp_path, name):
     path = write_zip(tmp_path / "own.zip", class_files(CLASSES) | {name: b""})
     refused(lambda: load(path), path, "指向文件夹之外")

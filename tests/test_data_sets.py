@@ -21,9 +21,7 @@ def dataset(counts, test_counts=None, seed=0):
     """A data set whose pixels number the images, in shuffled order of classes."""
 
     def draw(kind, counts):
-        labels = torch.from_numpy(
-            np.random.RandomState(seed).permutation(np.repeat(range(len(counts)), counts))
-        )
+        labels = torch.from_numpy(np.random.RandomState(seed).permutation(np.repeat(range(len(counts)), counts)))
         number = torch.arange(len(labels))
         images = torch.stack([number // 256, number % 256, labels], 1)[:, :, None, None].to(torch.uint8)
         return kind(images.expand(-1, 3, 8, 8).clone(), labels)
@@ -128,9 +126,7 @@ def test_the_fingerprint_is_of_pixels_labels_names_and_split():
 def test_a_subset_says_so():
     few = dataset([200, 100], [50, 50]).subset(30, 10)
     assert few.class_counts == (20, 10) and few.test.counts(2) == (5, 5)
-    assert (
-        "子集" in few.provenance and "30 张（共 300 张）" in few.provenance and "共 100 张" in few.provenance
-    )
+    assert "子集" in few.provenance and "30 张（共 300 张）" in few.provenance and "共 100 张" in few.provenance
     whole = dataset([200, 100])
     assert whole.subset(None) is whole and whole.subset(10**6, 10**6) is whole
 

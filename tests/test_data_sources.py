@@ -60,11 +60,7 @@ def test_a_zip_is_the_folder_it_holds(tmp_path):
 
 def test_class_names_in_a_zip_from_a_chinese_windows(tmp_path):
     path = write_zip(tmp_path / "own.zip", class_files(["AA", "BB"], 5))
-    blob = (
-        path.read_bytes()
-        .replace(b"AA/", "猫".encode("gbk") + b"/")
-        .replace(b"BB/", "狗".encode("gbk") + b"/")
-    )
+    blob = path.read_bytes().replace(b"AA/", "猫".encode("gbk") + b"/").replace(b"BB/", "狗".encode("gbk") + b"/")
     path.write_bytes(blob)
     assert set(load(path).class_names) == {"猫", "狗"}
 
@@ -86,9 +82,7 @@ def test_mixed_formats_and_sizes_in_one_folder(tmp_path):
 def test_the_course_is_found_as_folders_or_zips_under_either_name(tmp_path, monkeypatch):
     train, test = course_files(3), course_files(2)
     prints = set()
-    for i, (a, b) in enumerate(
-        [("CIFAR10_imbalanced", "CIFAR10_balance"), ("CIFAR10_imbalance", "CIFAR10_balanced")]
-    ):
+    for i, (a, b) in enumerate([("CIFAR10_imbalanced", "CIFAR10_balance"), ("CIFAR10_imbalance", "CIFAR10_balanced")]):
         folder = tmp_path / f"folders{i}"
         write_folder(folder / a, train)
         write_folder(folder / b, test)
@@ -112,9 +106,7 @@ def test_the_course_is_found_in_the_data_folder(tmp_path):
 
 
 def test_files_are_ordered_by_number_so_that_a_rebuild_is_equal(tmp_path):
-    files = {
-        f"{c}/{i}.png": encoded(np.full((32, 32, 3), i, np.uint8)) for c in range(10) for i in (10, 9, 200)
-    }
+    files = {f"{c}/{i}.png": encoded(np.full((32, 32, 3), i, np.uint8)) for c in range(10) for i in (10, 9, 200)}
     write_folder(tmp_path / "data" / "CIFAR10_imbalanced", files)
     write_folder(tmp_path / "data" / "CIFAR10_balance", files)
     data = load("course")
@@ -159,17 +151,11 @@ def test_a_class_of_the_course_that_only_the_test_has(tmp_path):
 # -------------------------------------------------------------- evaluate
 
 
-@pytest.mark.parametrize(
-    "names", [DIGITS, CIFAR10_ENGLISH, CIFAR10_CHINESE, [n.upper() for n in CIFAR10_ENGLISH]]
-)
+@pytest.mark.parametrize("names", [DIGITS, CIFAR10_ENGLISH, CIFAR10_CHINESE, [n.upper() for n in CIFAR10_ENGLISH]])
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_images_to_evaluate_are_named_by_number_or_name(tmp_path, names, kind):
     files = class_files([names[3], names[7]], {names[3]: 2, names[7]: 1})
-    path = (
-        write_folder(tmp_path / "x", files)
-        if kind == "folder"
-        else write_zip(tmp_path / "x.zip", files, "x/")
-    )
+    path = write_folder(tmp_path / "x", files) if kind == "folder" else write_zip(tmp_path / "x.zip", files, "x/")
     images = load_images(path, CIFAR10_CHINESE)
     assert images.labels.tolist() == [3, 3, 7] and images.images.shape == (3, 3, 32, 32)
 
@@ -201,9 +187,7 @@ def accuracy_of_a_linear_model(data):
     best = 0.0
     for penalty in (300, 3000):
         weight = torch.linalg.solve(gram + penalty * torch.eye(len(gram)), moment)
-        best = max(
-            best, ((test - centre) @ weight + mean).argmax(1).eq(data.test.labels).double().mean().item()
-        )
+        best = max(best, ((test - centre) @ weight + mean).argmax(1).eq(data.test.labels).double().mean().item())
     return best
 
 

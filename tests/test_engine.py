@@ -78,9 +78,7 @@ def plain_loop(recipe, data, seed):
 
 
 def test_training_is_the_plain_loops(data, tmp_path, in_float32):
-    recipe = PLAIN.but(
-        protocol="refit", clip_norm=0.0, batch_size=20, epochs=3, loss_args={"label_smoothing": 0.1}
-    )
+    recipe = PLAIN.but(protocol="refit", clip_norm=0.0, batch_size=20, epochs=3, loss_args={"label_smoothing": 0.1})
     outcome = trainer(recipe, data, tmp_path, seed=7).run()
     losses, rates, state = plain_loop(recipe, data, seed=7)
     assert outcome.history["train_loss"] == pytest.approx(losses, rel=1e-5)

@@ -271,9 +271,7 @@ def test_a_zip_bomb_is_refused_unread(elsewhere, tmp_path, monkeypatch):
     refuse(elsewhere, tmp_path / "out", "过大")
 
 
-@pytest.mark.parametrize(
-    "manifest", ["[1]", "{}x", "7", '{"a": {}}', '{"0000000000000000/record.json": "00"}']
-)
+@pytest.mark.parametrize("manifest", ["[1]", "{}x", "7", '{"a": {}}', '{"0000000000000000/record.json": "00"}'])
 def test_a_wrong_manifest_is_refused(elsewhere, tmp_path, manifest):
     (tmp_path / "out").mkdir()
     with zipfile.ZipFile(tmp_path / "out" / "runs-0.zip", "w") as archive:

@@ -18,8 +18,7 @@ COMMON = {
 }
 # Keys of stored runs leave defaults out. A new argument is added here; a line is never changed.
 DEFAULTS = {
-    "original": COMMON
-    | {"dropout": 0.1, "classifier": True, "attention_noise": "original", "head": "original"},
+    "original": COMMON | {"dropout": 0.1, "classifier": True, "attention_noise": "original", "head": "original"},
     "vit": COMMON
     | {
         "dropout": 0.0,

@@ -68,9 +68,7 @@ def forward_by_loops(model, images, dropout=0.0):
     x = F.conv2d(x, embedding["weight"], embedding["bias"], stride=size)
     for index in range(TINY["num_layers"]):
         p = f"blocks.{index}."
-        x = x + attention_by_loops(
-            part(p + "attention."), norm(x, part(p + "norm1.")), TINY["num_heads"], dropout
-        )
+        x = x + attention_by_loops(part(p + "attention."), norm(x, part(p + "norm1.")), TINY["num_heads"], dropout)
         ffn = part(p + "ffn.")
         y = F.gelu(F.conv2d(norm(x, part(p + "norm2.")), ffn["0.weight"], ffn["0.bias"]))
         x = x + F.conv2d(y, ffn["3.weight"], ffn["3.bias"])

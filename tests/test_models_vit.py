@@ -162,9 +162,7 @@ def test_without_positions_the_order_of_patches_does_not_matter(order, pool):
     shuffled = rearrange(patches, "b (y x) c p q -> b c (y p) (x q)", y=4)
     torch.testing.assert_close(blind(shuffled), blind(images), atol=1e-5, rtol=1e-4)
     tokens = blind.embed(images)
-    torch.testing.assert_close(
-        blind.encode(tokens[:, order]), blind.encode(tokens)[:, order], atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(blind.encode(tokens[:, order]), blind.encode(tokens)[:, order], atol=1e-5, rtol=1e-4)
     if order != list(range(16)):
         assert (seeing(shuffled) - seeing(images)).abs().max() > 1e-4
 

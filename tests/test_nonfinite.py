@@ -15,9 +15,7 @@ def data():
 
 
 # four tokens and much noise: soon a row of attention logits is -inf throughout, as the original's at patch 16
-FRAGILE = ORIGINAL.but(
-    name="toy-fragile", model_args={"patch_size": 8, "dropout": 0.3}, ema=0.0, batch_size=2
-)
+FRAGILE = ORIGINAL.but(name="toy-fragile", model_args={"patch_size": 8, "dropout": 0.3}, ema=0.0, batch_size=2)
 
 
 def trailing(job):

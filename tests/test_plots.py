@@ -183,9 +183,7 @@ def test_pareto_joins_only_the_undominated():
 
 
 def images(count, seed=0):
-    return torch.randint(
-        0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_predictions_are_told_apart_without_colour():
@@ -245,9 +243,7 @@ LONG = (
 def test_no_text_runs_into_another(names):
     group = [run(0.6, seed, names=names) for seed in range(2)]
     named = {"原模型（改进，含自编码器预训练）": group, "ViT": group, "基线": group[:1]}
-    data = SimpleNamespace(
-        class_names=names, class_counts=COUNTS, test=SimpleNamespace(labels=group[0].labels)
-    )
+    data = SimpleNamespace(class_names=names, class_counts=COUNTS, test=SimpleNamespace(labels=group[0].labels))
     figures = [
         plots.curves(named, ["train_loss", "accuracy"]),
         plots.confusion(group),
@@ -265,9 +261,7 @@ def test_no_text_runs_into_another(names):
 
 def test_each_knob_has_a_panel_and_all_share_the_vertical_axis():
     base = [run(0.5, seed) for seed in range(2)]
-    groups = {
-        name: {f"{name} 1": base, f"{name} 22": [run(0.9, 0)]} for name in ("图像块大小", "头数", "块数")
-    }
+    groups = {name: {f"{name} 1": base, f"{name} 22": [run(0.9, 0)]} for name in ("图像块大小", "头数", "块数")}
     fig = panels.knob_curves(groups)
     assert [ax.get_title() for ax in fig.axes] == list(groups)
     assert len({ax.get_ylim() for ax in fig.axes}) == 1 and fig.axes[0].get_ylim()[1] > 85

@@ -52,9 +52,7 @@ def test_the_record_is_the_run(shelf, data, in_float32):
     assert run.train_seconds > 0 and run.images_per_second > 0
     assert run.versions["torch"] == torch.__version__ and run.machine["threads"] >= 1
     summary = run.summary
-    assert {"recipe", "seed", "data", "accuracy", "params", "flops", "epochs", "device", "published"} <= {
-        *summary
-    }
+    assert {"recipe", "seed", "data", "accuracy", "params", "flops", "epochs", "device", "published"} <= {*summary}
     assert json.loads(json.dumps(summary)) == summary
 
 
@@ -142,9 +140,7 @@ def test_curves_and_bytes_survive_packing_also_where_not_finite():
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("pub")).get(
-        PLAIN, 0, data, show=False
-    )
+    return Store(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("pub")).get(PLAIN, 0, data, show=False)
 
 
 def broken(change):

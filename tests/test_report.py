@@ -48,10 +48,7 @@ def test_the_page_is_chinese_titled_and_asks_for_nothing(page):
     assert page.html["lang"] == "zh-CN" and page.title.string == "报告标题"
     assert not page.select("script, iframe, link, object, embed")
     sources = [
-        tag[name]
-        for tag in page.find_all(True)
-        for name in ("src", "srcset", "data", "poster")
-        if tag.get(name)
+        tag[name] for tag in page.find_all(True) for name in ("src", "srcset", "data", "poster") if tag.get(name)
     ]
     styles = "".join(style.get_text() for style in page.select("style"))
     sources += re.findall(r"url\(([^)]*)\)", styles) + re.findall(r"@import[^;]*", styles)
@@ -122,12 +119,7 @@ def test_the_page_holds_every_character_it_needs(page):
         style.extract()
     chinese = {char for char in page.get_text() if "\u4e00" <= char <= "\u9fff"}
     assert len(chinese) > 100 and chinese <= {chr(code) for code in song.getBestCmap()}
-    headings = {
-        char
-        for tag in page.select("h1,h2,figcaption,th,strong")
-        for char in tag.get_text()
-        if char > "\u4e00"
-    }
+    headings = {char for tag in page.select("h1,h2,figcaption,th,strong") for char in tag.get_text() if char > "\u4e00"}
     assert headings and headings <= {chr(code) for code in hei.getBestCmap()}
     assert "glyf" in song and "CFF " not in song
     assert song["glyf"][song.getBestCmap()[ord("图")]].numberOfContours > 3
@@ -149,9 +141,7 @@ def test_conversion_to_truetype_keeps_outlines_and_widths():
         for code, name in font.getBestCmap().items():
             pens[code] = AreaPen(glyphs)
             glyphs[name].draw(pens[code])
-        return {
-            code: (abs(pen.value), font["hmtx"][font.getBestCmap()[code]][0]) for code, pen in pens.items()
-        }
+        return {code: (abs(pen.value), font["hmtx"][font.getBestCmap()[code]][0]) for code, pen in pens.items()}
 
     before, font = measures(load()), load()
     fonts.to_truetype(font)
@@ -228,9 +218,7 @@ def test_without_a_browser_the_html_is_made_and_one_line_says_what_to_install(
 
 
 def test_markdown_formulas_become_mathml():
-    html = mathml.markdown(
-        "行内 $x_1$，\n\n$$\\begin{aligned}a&=b\\end{aligned}$$\n\n\\begin{align}a&=b\\end{align}"
-    )
+    html = mathml.markdown("行内 $x_1$，\n\n$$\\begin{aligned}a&=b\\end{aligned}$$\n\n\\begin{align}a&=b\\end{align}")
     assert html.count("<math") == 3 and "$" not in html and "(1)" not in html
     assert mathml.formulas_in("a &lt; b，$a &lt; b$，5 $").count("<math>") == 1
 

@@ -35,9 +35,7 @@ def test_notebooks_run_in_this_interpreter_from_anywhere_and_a_failing_cell_is_n
         folder.mkdir()
     kernels = home / ".local/share/jupyter/kernels/python3"
     kernels.mkdir(parents=True)  # a kernel of the user's that must not be used
-    (kernels / "kernel.json").write_text(
-        json.dumps({"argv": ["false"], "display_name": "x", "language": "python"})
-    )
+    (kernels / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
     good = source_notebook(
@@ -65,9 +63,7 @@ def test_wrong_members_stop_the_build_before_anything_runs(tmp_path):
     members.write_text("members:\n - {name: 甲, work: 一, share: 90}", "utf-8")
     book = source_notebook(tmp_path, "2.1_a")
     with pytest.raises(UserError, match="加起来是 90%"):
-        build_report(
-            profile="smoke", data="synthetic", out_dir=tmp_path / "out", notebooks=[book], members=members
-        )
+        build_report(profile="smoke", data="synthetic", out_dir=tmp_path / "out", notebooks=[book], members=members)
     assert not (tmp_path / "out/notebooks").exists()
 
 
@@ -173,9 +169,7 @@ def test_a_browser_that_fails_is_named_and_leaves_the_old_report(body, words, tm
     executed = cases.write(tmp_path, "2.1_a", cases.chapter())
     with pytest.raises(UserError, match=words):
         assemble([executed], out)
-    assert [path.name for path in out.iterdir()] == ["report.html"] and (
-        out / "report.html"
-    ).read_text() == "旧"
+    assert [path.name for path in out.iterdir()] == ["report.html"] and (out / "report.html").read_text() == "旧"
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +206,7 @@ def test_the_pdf_has_pages_outline_text_contents_and_proper_fonts(printed):
     total = len(texts)
     assert total >= 5 and all(f"{at} / {total}" in text for at, text in enumerate(texts, start=1))
     assert "合成数据" in texts[0] and "注意力的尺度" in "".join(texts)
-    assert all(
-        abs(page.mediabox.width - 595) < 1 and abs(page.mediabox.height - 842) < 1 for page in reader.pages
-    )
+    assert all(abs(page.mediabox.width - 595) < 1 and abs(page.mediabox.height - 842) < 1 for page in reader.pages)
     outline = dict(entries(reader, reader.outline))
     lines = [squeeze(line) for text in texts if "目录" in text for line in text.splitlines()]
     chapters = ["2.1一章", "2.1.1方法", "2.2一章", "2.2.2结果", "附录A数据、软件与运行的来历", "A.3运行记录"]
@@ -249,9 +241,7 @@ def test_the_page_opens_without_network_errors_or_missing_fonts(printed):
     sync_api = pytest.importorskip("playwright.sync_api")
     requests, complaints = [], []
     with sync_api.sync_playwright() as play:
-        chromium = play.chromium.launch(
-            executable_path=browser.find_browser(), args=["--no-sandbox", "--disable-gpu"]
-        )
+        chromium = play.chromium.launch(executable_path=browser.find_browser(), args=["--no-sandbox", "--disable-gpu"])
         context = chromium.new_context(offline=True)
         page = context.new_page()
         page.on("request", lambda request: requests.append(request.url))
@@ -264,18 +254,14 @@ def test_the_page_opens_without_network_errors_or_missing_fonts(printed):
         chromium.close()
     assert [url for url in requests if not url.startswith("data:")] == [printed.as_uri()]
     assert complaints == []
-    assert {name.replace('"', "") for name in fonts} == {
-        f"Report {x} loaded" for x in ("Song", "Hei", "Mono", "Math")
-    }
+    assert {name.replace('"', "") for name in fonts} == {f"Report {x} loaded" for x in ("Song", "Hei", "Mono", "Math")}
     assert widths and all(width > 0 for width in widths) and wide
 
 
 @pytest.mark.slow
 def test_the_printed_pages_are_not_blank(printed, tmp_path):
     try:
-        subprocess.run(
-            ["pdftoppm", "-r", "40", "-gray", printed.with_suffix(".pdf"), tmp_path / "p"], check=True
-        )
+        subprocess.run(["pdftoppm", "-r", "40", "-gray", printed.with_suffix(".pdf"), tmp_path / "p"], check=True)
     except FileNotFoundError:
         pytest.skip("needs poppler-utils")
     pages = sorted(tmp_path.glob("p-*.pgm"))

@@ -25,9 +25,7 @@ SEED = 3
 PRETRAIN = ORIGINAL.but(name="toy-pretrain", objective="autoencode", weight_decay=0.0, ema=0.0, epochs=2)
 RECIPES = {
     "vit": VIT,  # 5 steps an epoch, 4 epochs
-    "original": ORIGINAL.but(
-        init_from=PRETRAIN, epochs=3
-    ),  # 6 steps an epoch, after 2 epochs of pre-training
+    "original": ORIGINAL.but(init_from=PRETRAIN, epochs=3),  # 6 steps an epoch, after 2 epochs of pre-training
 }
 
 

@@ -70,12 +70,8 @@ def test_a_clear_difference_is_called_by_its_direction():
     assert (worse.low, worse.high) == (pytest.approx(-better.high), pytest.approx(-better.low))
     points = f"{100 * better.difference:.1f}"
     interval = f"[{100 * better.low:.1f}, {100 * better.high:.1f}]"
-    assert better.sentence == (
-        f"改进版比基线高 {points} 个百分点（95 % 区间 {interval}，各 3 个种子），差异显著。"
-    )
-    assert worse.sentence == (
-        f"基线比改进版低 {points} 个百分点（95 % 区间 {interval}，各 3 个种子），差异显著。"
-    )
+    assert better.sentence == (f"改进版比基线高 {points} 个百分点（95 % 区间 {interval}，各 3 个种子），差异显著。")
+    assert worse.sentence == (f"基线比改进版低 {points} 个百分点（95 % 区间 {interval}，各 3 个种子），差异显著。")
 
 
 def test_verdict_turns_exactly_where_the_interval_leaves_zero_or_the_margin():
@@ -189,9 +185,7 @@ def test_a_difference_lost_to_holm_says_why():
     borderline = next(
         candidate
         for seed in range(200)
-        for candidate in [
-            runs(np.random.default_rng(seed), 3, 1.3, Difficulty(np.random.default_rng(8), 4000))
-        ]
+        for candidate in [runs(np.random.default_rng(seed), 3, 1.3, Difficulty(np.random.default_rng(8), 4000))]
         if 0.02 < compare(candidate, base, margin=0).p < 0.05
     )
     for index in range(4):

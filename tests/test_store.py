@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from toy import ORIGINAL, PLAIN, toy, trainer
+from toy import ORIGINAL, PLAIN, VIT, toy, trainer
 
 from vitlib import checkpoint, recipe, record, store
-from vitlib.engine import Trainer
+from vitlib.engine import OutOfTime, Trainer
 from vitlib.errors import UserError
 from vitlib.record import is_stale
 from vitlib.store import Store
@@ -101,9 +101,7 @@ def test_a_later_run_never_changes_an_earlier_one(shelf, data):
     shelf.get(PLAIN, 0, data, show=False, weights=True)
     shelf.get(PLAIN, 1, data, show=False)
     shelf.publish(run)
-    assert before == {
-        path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.path.parent.iterdir()
-    }
+    assert before == {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.path.parent.iterdir()}
 
 
 def test_files_torn_by_a_kill_are_swept_up(shelf, data):
@@ -115,6 +113,32 @@ def test_files_torn_by_a_kill_are_swept_up(shelf, data):
     assert {path.name for path in run.path.parent.iterdir()} == {
         "record.json", "weights.safetensors", "log.jsonl",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut off", "another recipe's", "no step"])
+def test_a_damaged_checkpoint_is_one_clear_sentence(shelf, data, damage):
+    recipe = VIT if damage != "another recipe's" else VIT.but(model_args={"d_model": 8})
+    with pytest.raises(OutOfTime):
+        shelf.get(recipe, 0, data, deadline=0.0, show=False)
+    work = shelf.root / f"{VIT.key(0, data.fingerprint)}.work"
+    (shelf.root / f"{recipe.key(0, data.fingerprint)}.work").rename(work)
+    path = work / "checkpoint.safetensors"
+    if damage == "garbage":
+        path.write_bytes(b"garbage")
+    elif damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "no step":
+        checkpoint.save(path, checkpoint.load(path)[0], {})
+    with pytest.raises(UserError, match=r"检查点 .*checkpoint.safetensors .*请删去它"):
+        shelf.get(VIT, 0, data, show=False)
+    path.unlink()
+    assert shelf.get(VIT, 0, data, show=False).failed is None
+
+
+def test_more_classes_than_a_record_can_name_are_refused_before_training(shelf, trainings):
+    with pytest.raises(UserError, match="257 个类别"):
+        shelf.get(PLAIN, 0, toy(train=600, test=300, size=8, classes=257), show=False)
+    assert not trainings
 
 
 RACE = """

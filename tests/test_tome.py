@@ -59,9 +59,7 @@ def test_merging_keeps_the_sum_over_patches():
     tokens, size = torch.randn(2, 7, 5, generator=generator), torch.tensor([[1.0, 2, 1, 3, 1, 1, 1]] * 2)
     merged, counts = merge(tokens, size, bipartite_matching(tokens, 3), 4)
     assert merged.shape == (2, 4, 5) and counts.sum(1).tolist() == [10, 10]
-    torch.testing.assert_close(
-        torch.einsum("bn,bnd->bd", counts, merged), torch.einsum("bn,bnd->bd", size, tokens)
-    )
+    torch.testing.assert_close(torch.einsum("bn,bnd->bd", counts, merged), torch.einsum("bn,bnd->bd", size, tokens))
 
 
 # ---------------------------------------------------------- the model
@@ -100,9 +98,7 @@ def test_class_token_and_registers_are_never_merged():
     assert tokens.shape[1] == 3 + 16 - 3 * 3
     assert size[:, :3].tolist() == [[1, 1, 1]] * 3 and size.sum(1).tolist() == [19] * 3
     assert groups.shape == (3, 16)
-    for row, counts in zip(
-        groups, size[:, 3:], strict=True
-    ):  # the groups are the patches that the sizes count
+    for row, counts in zip(groups, size[:, 3:], strict=True):  # the groups are the patches that the sizes count
         assert torch.bincount(row, minlength=7).tolist() == counts.tolist()
 
 

@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitlib import checkpoint
+from vitlib.errors import UserError
 from vitlib.models import create_model
 from vitlib.progress import Progress
 from vitlib.recipe import Recipe
@@ -85,7 +87,17 @@ class TrainState:
         if not path.exists():
             (folder / "log.jsonl").unlink(missing_ok=True)
             return
-        tensors, story = checkpoint.load(path)
+        try:
+            self._restore(*checkpoint.load(path))
+        except (UserError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"检查点 {path} 读不出来，或不是这个配方的（{error}）；请删去它，训练会从头开始。"
+            ) from error
+        rows = [dict(zip(self.history, row, strict=True)) for row in zip(*self.history.values(), strict=True)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        checkpoint.write_atomic(folder / "log.jsonl", text.encode())
+
+    def _restore(self, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
@@ -102,9 +114,6 @@ class TrainState:
         self.step, self.seconds, self.history = story["step"], story["seconds"], story["history"]
         for name in ("loss_sum", "hits", "bad_step"):
             setattr(self, name, tensors[name].to(self.device))
-        rows = [dict(zip(self.history, row, strict=True)) for row in zip(*self.history.values(), strict=True)]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        checkpoint.write_atomic(folder / "log.jsonl", text.encode())
 
 
 def build_model(recipe: Recipe, num_classes: int, image_size: int) -> nn.Module:

@@ -71,6 +71,8 @@ class Store:
         """
         if found := self.find(recipe, seed, data, weights):
             return found
+        if data.num_classes > 256:
+            raise UserError(f"数据有 {data.num_classes} 个类别，而运行记录至多容纳 256 个；请合并或减少类别。")
         device = device or pick()
         encoder = None
         if recipe.init_from is not None:
