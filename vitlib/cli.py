@@ -44,6 +44,7 @@ def build_parser() -> Parser:
     sub.add_argument("recipe", metavar="配方", help="配方的名字，如 vit、best、cpu、original-vanilla")
     sub.add_argument("--seed", type=int, default=0, metavar="种子", help="随机种子，默认 0")
     sub.add_argument("--save", type=Path, metavar="文件", help="把权重另存为 safetensors 文件")
+    sub.add_argument("--half", action="store_true", help="另存的权重用 16 位浮点数，文件小一半")
     data_options(sub)
 
     sub = command("sweep", sweep, "训练一份计划里还缺的运行")
@@ -129,7 +130,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     profile = Profile("train", options.images, None, epochs)
     run = Store().get(profile.fit(recipe), options.seed, _load(options), weights=options.save is not None)
     if options.save:
-        save_weights(options.save, run.load_state(), run.record)
+        save_weights(options.save, run.load_state(), run.record, half=options.half)
     return _tell([run.summary], options)[0]
 
 
