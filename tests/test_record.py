@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
 
-from vitlib import evaluate, store, weights
+from vitlib import checkpoint, evaluate, store, weights
 from vitlib.data import TestSet, TrainSet
 from vitlib.engine import Outcome
 from vitlib.errors import UserError
@@ -25,6 +25,11 @@ def data():
 @pytest.fixture
 def shelf(tmp_path):
     return Store(tmp_path / "runs", tmp_path / "published")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("pub")).get(PLAIN, 0, data, show=False)
 
 
 # --- what a record says ---------------------------------------------------------------------------
@@ -68,6 +73,23 @@ def test_a_weights_file_works_by_itself(shelf, data, tmp_path):
     assert half.story["accuracy"] == run.accuracy
     for name, tensor in half.model.state_dict().items():
         torch.testing.assert_close(tensor, run.load_state()[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["no story", "another shape", "another model", "a tensor less"])
+def test_weights_that_fit_no_model_are_one_clear_sentence(finished, tmp_path, fault):
+    tensors, story = checkpoint.load(finished.weights_path())
+    if fault == "no story":
+        story = {}
+    elif fault == "another shape":
+        story["recipe"]["model_args"]["d_model"] = 8
+    elif fault == "another model":
+        story["recipe"]["model"] = "original"
+    else:
+        del tensors["head.bias"]
+    checkpoint.save(tmp_path / "w.safetensors", tensors, story)
+    with pytest.raises(UserError, match=r"w\.safetensors 不是本项目写出的权重文件") as error:
+        weights.load_trained(str(tmp_path / "w.safetensors"))
+    assert "\n" not in str(error.value)
 
 
 def test_an_autoencoder_has_no_accuracy(shelf, data):
@@ -136,11 +158,6 @@ def test_curves_and_bytes_survive_packing_also_where_not_finite():
 
 
 # --- damage -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("pub")).get(PLAIN, 0, data, show=False)
 
 
 def broken(change):

@@ -90,9 +90,7 @@ class TrainState:
         try:
             self._restore(*checkpoint.load(path))
         except (UserError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"检查点 {path} 读不出来，或不是这个配方的（{error}）；请删去它，训练会从头开始。"
-            ) from error
+            raise UserError(f"检查点 {path} 已损坏，或不是这个配方的；请删去它，训练会从头开始。") from error
         rows = [dict(zip(self.history, row, strict=True)) for row in zip(*self.history.values(), strict=True)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         checkpoint.write_atomic(folder / "log.jsonl", text.encode())

@@ -69,5 +69,5 @@ def load_trained(name: str) -> Trained:
         model = build_model(recipe, len(story["class_names"]), story["image_size"])
         model.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} 不是本项目写出的权重文件，或与这一版的模型不符（{error}）。") from error
+        raise UserError(f"{path} 不是本项目写出的权重文件，或与这一版的模型不符；请重新取得它。") from error
     return Trained(model.eval(), recipe, tuple(story["class_names"]), story["image_size"], story)
