@@ -61,9 +61,12 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
         run["time"] = duration(run["seconds"])
         data.setdefault(run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]})
     today = date.today()
+    words = [facts["provenance"] for facts in data.values()]
     return {
         "date": f"{today.year} 年 {today.month} 月 {today.day} 日",
         "data": list(data.values()),
+        # a subset's words begin with those of the whole: the cover names the subset only
+        "sources": [text for text in words if not any(other != text and other.startswith(text) for other in words)],
         "synthetic": any(facts["synthetic"] for facts in data.values()),
         "machines": [(name, *what) for what, name in machines.items()],
         "runs": sorted(runs.values(), key=lambda run: (run["recipe"], run["data"]["fingerprint"], run["seed"])),
