@@ -77,8 +77,16 @@ def test_a_first_tier_alone_is_a_complete_weaker_report():
     assert {job.tier for job in jobs("all", first)} == {1}
     for section in ("2.1", "2.3"):
         assert any(first.takes(entry) for entry in SECTIONS[section])
-    seeds = {job.seed for job in jobs("all", profile_named("full:2"))}
-    assert len(seeds) >= 3  # comparisons need three
+
+
+def test_each_tier_is_at_most_25_minutes_of_one_h100_and_all_give_three_seeds():
+    todo = jobs("all", PROFILES["full"])
+    price = prices(todo, 35_580, H100_FLOPS)  # the course's training images
+    assert [*price] == [*TIERS] and max(price.values()) <= 25 * 60
+    seeds = {}
+    for job in todo:
+        seeds.setdefault(job.recipe.name, set()).add(job.seed)
+    assert {len(found) for found in seeds.values()} == {3}  # fewer allow no verdict
 
 
 def test_a_profile_cuts_images_epochs_and_seeds_but_no_model():
