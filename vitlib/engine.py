@@ -132,7 +132,7 @@ class Trainer:
                 if now - saved > interval or out_of_time:
                     state.save(self.folder)
                     saved = time.monotonic()
-                    interval = max(interval, 20 * (saved - now))  # at most a twentieth of the time
+                    interval = interval and max(interval, 20 * (saved - now))  # a twentieth of the time
                 if out_of_time:
                     raise OutOfTime(self.recipe.name)
         state.stop_clock()
