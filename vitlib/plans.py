@@ -83,7 +83,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", 160, 100, (("original", 1), ("vit", 1)), seeds=1, thin=True),
-    "quick": Profile("quick", 2_000, 1_000, (("original", 3), ("vit", 6)), seeds=1, thin=True),
+    "quick": Profile("quick", 2_000, 1_000, (("original", 2), ("vit", 5)), seeds=1, thin=True),
     "full": Profile("full"),
 }
 
