@@ -25,3 +25,19 @@ def in_float32(monkeypatch):
     from vitlib import evaluate
 
     monkeypatch.setattr(evaluate, "autocast_dtype", lambda device: None)
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The toy data set that most tests of training use."""
+    from toy import toy
+
+    return toy()
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """An empty run store with a folder of published records of its own."""
+    from vitlib.store import Store
+
+    return Store(tmp_path / "runs", tmp_path / "published")

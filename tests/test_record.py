@@ -18,16 +18,6 @@ from vitlib.store import Store, make_record
 
 
 @pytest.fixture(scope="module")
-def data():
-    return toy()
-
-
-@pytest.fixture
-def shelf(tmp_path):
-    return Store(tmp_path / "runs", tmp_path / "published")
-
-
-@pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     return Store(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("pub")).get(PLAIN, 0, data, show=False)
 

@@ -21,16 +21,6 @@ from vitlib.store import Store
 FRAGILE = ORIGINAL.but(name="toy-fragile", model_args={"patch_size": 8, "dropout": 0.3}, batch_size=2)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return toy()
-
-
-@pytest.fixture
-def shelf(tmp_path):
-    return Store(tmp_path / "runs", tmp_path / "published")
-
-
 @pytest.fixture
 def trainings(monkeypatch):
     """Count how often training really runs."""

@@ -18,16 +18,6 @@ TUNED = ORIGINAL.but(name="tuned", init_from=PRETRAIN)
 PLAN = [Job(VIT, 0, 1, "a"), Job(TUNED, 0, 1, "b"), Job(QUICK, 0, 2, "c"), Job(QUICK, 1, 2, "c")]
 
 
-@pytest.fixture(scope="module")
-def data():
-    return toy()
-
-
-@pytest.fixture
-def shelf(tmp_path):
-    return Store(tmp_path / "runs", tmp_path / "published")
-
-
 @pytest.fixture
 def trainings(monkeypatch):
     """List what really trains, as (name, seed, first step)."""
