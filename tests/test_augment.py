@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as reference
-from toy import CPU
 
 from vitlib.augment import (
     COLUMNS,
@@ -35,7 +34,7 @@ def pictures(count, side=12, seed=0):
 
 def rows(count, seed=0, epoch=0, **fixed):
     """Return the draws of ``count`` images, the named columns replaced by fixed numbers."""
-    draws = EpochDraws(seed, epoch, count, 1, CPU).rows(torch.arange(count))
+    draws = EpochDraws(seed, epoch, torch.zeros(count, dtype=torch.long), 1).rows(slice(None))
     return draws | {name: torch.full((count,), value) for name, value in fixed.items()}
 
 
@@ -174,7 +173,7 @@ def shares(switches, step):
     """Mix 6 one-colour images of classes 0-5; return own pixel shares, own target shares and the mixed batch."""
     count, side = 6, 16
     images = torch.arange(count).float()[:, None, None, None].expand(count, 3, side, side).clone()
-    rng = EpochDraws(3, 0, count, 40, CPU).mix(step)
+    rng = EpochDraws(3, 0, torch.zeros(count, dtype=torch.long), 40).mix(step)
     mixed, targets = mix(images, torch.arange(count), count, Augment(**switches), rng)
     assert targets.dtype == torch.float32 and mixed.shape == images.shape
     torch.testing.assert_close(targets.sum(1), torch.ones(count))
@@ -244,7 +243,7 @@ def test_switching_erase_on_leaves_the_rest_of_every_picture_as_it_was():
 
 def test_an_image_is_augmented_alike_in_any_batch():
     images, switches = pictures(6), Augment(**EVERYTHING)
-    draws = EpochDraws(5, 2, 6, 1, CPU)
+    draws = EpochDraws(5, 2, torch.zeros(6, dtype=torch.long), 1)
     whole = augment(images, draws.rows(torch.arange(6)), switches, "half")
     for where in (torch.tensor([4, 1]), torch.tensor([3])):
         part = augment(images[where], draws.rows(where), switches, "half")
@@ -258,7 +257,7 @@ def test_copies_of_one_image_are_augmented_differently():
 
 
 def fingerprint(seed, epoch):
-    draws = EpochDraws(seed, epoch, 10, 3, CPU)
+    draws = EpochDraws(seed, epoch, torch.zeros(10, dtype=torch.long), 3)
     mixing = tuple(draws.mix(step).random_sample() for step in range(3))
     return tuple(draws.order.tolist()), tuple(draws.table.flatten().tolist()), mixing
 
@@ -275,9 +274,24 @@ def test_draws_are_a_function_of_seed_and_epoch():
     assert len(set(first[2])) == 3  # each step mixes in its own way
 
 
+@pytest.mark.parametrize("sampling, exponent", [("balanced", 0.0), ("sqrt", 0.5)])
+def test_sampling_shows_the_classes_as_often_as_it_says(sampling, exponent):
+    counts = torch.tensor([6000, 3000, 600])
+    labels = torch.repeat_interleave(torch.arange(3), counts)
+    shown = torch.bincount(labels[EpochDraws(0, 0, labels, 1, sampling).order]) / len(labels)
+    torch.testing.assert_close(shown, counts**exponent / (counts**exponent).sum(), atol=0.02, rtol=0)
+
+
+def test_an_image_drawn_twice_is_augmented_differently():
+    draws = EpochDraws(0, 0, torch.zeros(50, dtype=torch.long), 1, "balanced")
+    twice = next(i for i in range(50) if (draws.order == i).sum() > 1)
+    first, second = draws.table[draws.order == twice][:2]
+    assert not torch.equal(first, second)
+
+
 def test_draws_are_the_same_on_every_machine():
     """Pinned: torch's CPU generator and numpy's RandomState promise their streams."""
-    draws = EpochDraws(0, 0, 6, 2, CPU)
+    draws = EpochDraws(0, 0, torch.zeros(6, dtype=torch.long), 2)
     assert draws.order.tolist() == [3, 0, 5, 4, 2, 1]
-    torch.testing.assert_close(draws.table[0, :3], torch.tensor([0.15039283, 0.77411693, 0.52263778]))
+    torch.testing.assert_close(draws.table[1, :3], torch.tensor([0.15039283, 0.77411693, 0.52263778]))
     assert draws.mix(1).randint(1000, size=3).tolist() == [442, 355, 126]

@@ -58,7 +58,7 @@ def plain_loop(recipe, data, seed):
     warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
     losses, rates = [], []
     for epoch in range(recipe.epochs):
-        order = EpochDraws(seed, epoch, len(data.train), steps_per_epoch, CPU).order
+        order = EpochDraws(seed, epoch, data.train.labels, steps_per_epoch).order
         sums = 0.0
         for i, where in enumerate(order.split(recipe.batch_size)[:steps_per_epoch]):
             step = epoch * steps_per_epoch + i
@@ -142,7 +142,7 @@ def test_clipping_bounds_the_step(data, tmp_path):
         recipe = PLAIN.but(clip_norm=clip, epochs=1, protocol="refit")
         (folder := tmp_path / str(clip)).mkdir()
         job = trainer(recipe, data, folder)
-        job._train_step(EpochDraws(0, 0, len(data.train), job.steps_per_epoch, CPU), 0, 0)
+        job._train_step(EpochDraws(0, 0, data.train.labels, job.steps_per_epoch), 0, 0)
         norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in job.model.parameters()])))
     assert norms[0] > 0.1 and norms[1] == pytest.approx(0.01, rel=1e-3)
 

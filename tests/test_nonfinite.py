@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toy import CPU, ORIGINAL, PLAIN, same, toy, trainer
+from toy import ORIGINAL, PLAIN, same, toy, trainer
 
 from vitlib.augment import EpochDraws
 
@@ -39,7 +39,7 @@ def test_the_originals_nan_stops_the_run_and_is_located(data, tmp_path):
     assert failed["module"] == "blocks.0.attention" and "NaN" in failed["message"]
     for word in (f"第 {failed['step'] + 1} 步", f"第 {failed['batch'] + 1} 批", "OriginalAttention"):
         assert word in failed["message"]
-    order = EpochDraws(0, failed["epoch"], 48, 24, CPU).order.tolist()
+    order = EpochDraws(0, failed["epoch"], torch.zeros(48, dtype=torch.long), 24).order.tolist()
     assert failed["images"] == order[2 * failed["batch"] : 2 * failed["batch"] + 2]
     parameters = {name: outcome.state[name] for name in before[-1]}
     assert same(parameters, before[-1])  # as before the bad step

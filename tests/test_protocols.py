@@ -114,7 +114,7 @@ def test_fine_tuning_starts_from_exactly_the_encoder(data, tmp_path):
     (folder := tmp_path / "fine").mkdir()
     fresh = trainer(ORIGINAL, data, folder).model.state_dict()
     fresh = {name: tensor.clone() for name, tensor in fresh.items()}
-    tuned = trainer(ORIGINAL, data, folder, encoder=encoder).model.state_dict()
+    tuned = trainer(ORIGINAL, data, folder, start=encoder).model.state_dict()
     for name in tuned:
         expected = fresh[name] if name.startswith("head.") else encoder[name]
         assert torch.equal(tuned[name], expected), name
@@ -125,7 +125,7 @@ def test_encoder_and_head_have_their_own_rates(data, tmp_path, in_float32):
     recipe = ORIGINAL.but(encoder_lr_scale=0.01, weight_decay=0.0, ema=0.0, lr=1e-3)
     job = trainer(recipe, data, tmp_path)
     before = {name: tensor.clone() for name, tensor in job.model.named_parameters()}
-    job._train_step(EpochDraws(0, 0, len(data.train), job.steps_per_epoch, CPU), 0, 0)
+    job._train_step(EpochDraws(0, 0, data.train.labels, job.steps_per_epoch), 0, 0)
     # Adam's first step is the rate itself, wherever the gradient is not tiny
     for name, tensor in job.model.named_parameters():
         largest = float((tensor - before[name]).detach().abs().max())

@@ -98,6 +98,12 @@ CHANGES = [
     {"init_from": Recipe()},
     {"init_from": Recipe(epochs=1)},
     {"encoder_lr_scale": 0.1},
+    {"transfer": "all"},
+    {"teacher": Recipe()},
+    {"teacher": Recipe(epochs=1)},
+    {"distill": {"kind": "soft"}},
+    {"sampling": "balanced"},
+    {"defer": 0.8},
     {"on_nonfinite": "continue"},
 ]
 

@@ -122,7 +122,7 @@ def test_a_price_is_three_forward_passes_an_image_and_epoch():
 
 def test_a_pre_training_is_paid_once_a_seed():
     improved = RECIPES["original-improved"]
-    twin = improved.but(name="twin")
+    twin = improved.but(name="twin", lr=1e-3)
     alone, both = (prices([Job(r, 0, 1, "") for r in todo], 100, 1e12)[1] for todo in ([improved], [improved, twin]))
     assert both == pytest.approx(alone * (1 + 501 / 1001))
 

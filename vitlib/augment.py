@@ -96,18 +96,26 @@ class Augment:
 
 
 class EpochDraws:
-    """The random numbers of one epoch: a permutation, a row per image and a mixing plan per step."""
+    """The random numbers of one epoch: the images in order, a row for each and a mixing plan per step."""
 
-    def __init__(self, seed: int, epoch: int, images: int, steps: int, device: torch.device) -> None:
-        source = generator(seed, "epoch", epoch)
-        self.order = torch.randperm(images, generator=source).to(device)
-        self.table = torch.rand(images, len(COLUMNS) + _SPARE, generator=source).to(device)
+    def __init__(self, seed: int, epoch: int, labels: Tensor, steps: int, sampling: str = "all") -> None:
+        """Draw for images of these labels, int64 (N,), on their device; sampling as in a recipe."""
+        source, images = generator(seed, "epoch", epoch), len(labels)
+        order = torch.randperm(images, generator=source)
+        table = torch.rand(images, len(COLUMNS) + _SPARE, generator=source)
+        if sampling == "all":
+            table = table[order]
+        else:
+            counts = torch.bincount(labels.cpu()).double()
+            chance = counts.pow(-1.0 if sampling == "balanced" else -0.5)[labels.cpu()]
+            order = torch.multinomial(chance, images, replacement=True, generator=source)
+        self.order, self.table = order.to(labels.device), table.to(labels.device)
         # RandomState and not default_rng: numpy promises that its stream never changes
         self._mix_seeds = np.random.RandomState(derive(seed, "mix", epoch) % 2**32).randint(2**31, size=steps)
 
-    def rows(self, where: Tensor) -> dict[str, Tensor]:
-        """Return the uniform draws in [0, 1) of the images ``where`` (B,), one (B,) tensor a column."""
-        rows = self.table[where]
+    def rows(self, places: slice) -> dict[str, Tensor]:
+        """Return the uniform draws in [0, 1) of the images at these places of ``order``, one (B,) tensor a column."""
+        rows = self.table[places]
         return {name: rows[:, i] for i, name in enumerate(COLUMNS)}
 
     def mix(self, step: int) -> np.random.RandomState:

@@ -165,8 +165,8 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
             store.publish(run)
     left_out = []
     if options.export:
-        # an unfinished run goes on elsewhere from its checkpoint, or from its pre-training's
-        starts = [replace(job, recipe=job.recipe.init_from) for job in done.left if job.recipe.init_from]
+        # an unfinished run goes on elsewhere from its checkpoint, or from what is trained before it
+        starts = [replace(job, recipe=start) for job in done.left for start in job.recipe.starts().values()]
         keys = [job.recipe.key(job.seed, data.fingerprint) for job in [*todo, *starts]]
         left_out = export(store, keys, options.export)
     rows = _tell([run.summary for run in done.runs], options)

@@ -27,6 +27,8 @@ from vitlib.device import can_compile
 from vitlib.evaluate import autocast, predict
 from vitlib.guard import first_nonfinite
 from vitlib.losses import build_loss
+from vitlib.models.transfer import take_over
+from vitlib.objectives import OBJECTIVES
 from vitlib.progress import Progress
 from vitlib.recipe import Recipe
 from vitlib.rng import derive
@@ -54,8 +56,9 @@ class Outcome:
 class Trainer:
     """Trains one run in ``folder``, resuming from the checkpoint that lies there.
 
-    ``encoder`` is the state dict whose encoder starts this run (``recipe.init_from``). ``deadline`` is a
-    ``time.monotonic()`` moment at which :meth:`run` raises :class:`OutOfTime` after a checkpoint.
+    ``start`` is the state dict that starts this run (``recipe.init_from``), ``teacher`` the trained model whose
+    answers it imitates (``recipe.teacher``), in evaluation mode. ``deadline`` is a ``time.monotonic()`` moment
+    at which :meth:`run` raises :class:`OutOfTime` after a checkpoint.
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class Trainer:
         data: Dataset,
         device: torch.device,
         folder: Path,
-        encoder: Mapping[str, Tensor] | None = None,
+        start: Mapping[str, Tensor] | None = None,
+        teacher: nn.Module | None = None,
         deadline: float | None = None,
         show: bool = True,
     ) -> None:
@@ -75,10 +79,11 @@ class Trainer:
         self._choose_images()
         torch.manual_seed(derive(seed, "init"))
         self.model = build_model(recipe, data.num_classes, data.image_size).to(device)
-        if encoder is not None:
-            self.model.load_encoder(encoder)  # type: ignore[operator]
+        if start is not None:
+            take_over(self.model, start, recipe.transfer)
         self.state = TrainState(recipe, self.model, device)
         self.loss = build_loss(recipe.loss, self.class_counts, **recipe.loss_args).to(device)
+        self.objective = OBJECTIVES[recipe.objective](recipe, self.model, self.loss, teacher and teacher.to(device))
         pays = device.type == "cuda" and self.steps * self.batch >= COMPILE_FROM
         self.forward = torch.compile(self.model) if pays and can_compile(device) else self.model
         self.check_every = 1 if device.type == "cpu" else 50  # asking a GPU means waiting for it
@@ -115,7 +120,7 @@ class Trainer:
             while state.step < self.steps:
                 epoch, i = divmod(state.step, self.steps_per_epoch)
                 if draws is None or i == 0:
-                    draws = EpochDraws(self.seed, epoch, len(self.images), self.steps_per_epoch, self.device)
+                    draws = EpochDraws(self.seed, epoch, self.labels, self.steps_per_epoch, self.recipe.sampling)
                     self.model.train()
                 self._train_step(draws, epoch, i)
                 state.step += 1
@@ -140,6 +145,7 @@ class Trainer:
 
     def _train_step(self, draws: EpochDraws, epoch: int, i: int) -> None:
         state, optimizer = self.state, self.state.optimizer
+        self.loss.weigh = epoch >= self.recipe.defer * self.recipe.epochs
         rate = learning_rate(state.step, self.steps, self.steps_per_epoch, self.recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -162,6 +168,7 @@ class Trainer:
             optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()
         state.update_ema()
+        self.objective.after_step(state.step, self.steps)
         with torch.no_grad():
             state.loss_sum += loss.detach()
             if logits is not None:
@@ -171,7 +178,8 @@ class Trainer:
     def _batch(self, draws: EpochDraws, epoch: int, i: int) -> tuple[Tensor, Tensor]:
         """Return augmented pixels, float32 (B, C, H, W), and targets: int64 (B,) or, mixed, float32 (B, K)."""
         where = draws.order[i * self.batch : (i + 1) * self.batch]
-        pixels = augment(self.images[where], draws.rows(where), self.switches, self.recipe.normalize)
+        rows = draws.rows(slice(i * self.batch, (i + 1) * self.batch))
+        pixels = augment(self.images[where], rows, self.switches, self.recipe.normalize)
         targets = self.labels[where]
         mixing = (self.switches.mixup or self.switches.cutmix) and self.recipe.objective == "classify"
         if mixing and epoch < self.switches.mix_until * self.recipe.epochs:
@@ -182,11 +190,12 @@ class Trainer:
         self, forward: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor, step: int
     ) -> tuple[Tensor, Tensor | None]:
         torch.manual_seed(derive(self.seed, "step", step))
-        with autocast(self.device):
-            out = forward(pixels)
-        if self.recipe.objective == "autoencode":
-            return F.mse_loss(out.float(), pixels), None
-        return self.loss(out, targets), out.detach()
+
+        def in_half(images: Tensor) -> Any:  # and the loss in float32
+            with autocast(self.device):
+                return forward(images)
+
+        return self.objective(in_half, pixels, targets)
 
     def _locate_failure(self, draws: EpochDraws) -> dict[str, Any] | None:
         step = int(self.state.bad_step)

@@ -115,9 +115,13 @@ def class_weights(counts: Tensor, weighting: str, beta: float = 0.999) -> Tensor
 
 
 class Loss(nn.Module):
-    """A per-sample loss, weighted by class, averaged over all or the hardest samples; see ``build_loss``."""
+    """A per-sample loss, weighted by class, averaged over all or the hardest samples; see ``build_loss``.
+
+    While ``weigh`` is False every class weighs 1: re-weighting may be deferred.
+    """
 
     weights: Tensor
+    weigh = True
 
     def __init__(self, sample_loss: nn.Module, counts: Tensor, weighting: str, beta: float, mining: str, keep: float):
         super().__init__()
@@ -133,7 +137,7 @@ class Loss(nn.Module):
         if target.ndim == 2:
             target = target.to(logits)
         losses = self.sample_loss(logits, target)
-        class_weight = self.weights.to(logits)
+        class_weight = (self.weights if self.weigh else torch.ones_like(self.weights)).to(logits)
         weights = class_weight[target] if target.ndim == 1 else target @ class_weight
         if self.mining == "original":  # weights decide what is hard; a batch of one keeps nothing: NaN
             return (weights * losses).topk(int(self.keep * len(losses))).values.mean()

@@ -48,7 +48,8 @@ class Entry:
 class Profile:
     """How far a plan is cut down.
 
-    images, test_images: stratified subsets, None for all; epochs: by model name, empty for the recipe's own;
+    images, test_images: stratified subsets, None for all; epochs: of the ``original`` model and of all others
+    (``vit``), empty for the recipe's own;
     seeds: how many; tier: last tier run at full size, later ones are left out; thin: without the entries
     that are ``full_only``.
     """
@@ -67,12 +68,11 @@ class Profile:
 
     def fit(self, recipe: Recipe) -> Recipe:
         """Return the recipe with this profile's epochs, its pre-training included."""
-        epochs = dict(self.epochs).get(recipe.model)
+        epochs = dict(self.epochs).get("original" if recipe.model == "original" else "vit")
         if epochs is None:
             return recipe
-        start = recipe.init_from and self.fit(recipe.init_from)
-        warmup = min(recipe.warmup_epochs, epochs / 5)
-        return recipe.but(epochs=epochs, init_from=start, warmup_epochs=warmup)
+        before = {role: start and self.fit(start) for role, start in recipe.starts().items()}
+        return recipe.but(epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 5), **before)
 
     def cut(self, data: Dataset) -> Dataset:
         """Return the data set with this profile's numbers of images."""
@@ -177,22 +177,31 @@ def jobs(section: str, profile: Profile) -> list[Job]:
 def costs(todo: Sequence[Job]) -> dict[str, int]:
     """Return the FLOPs of one image's forward pass by recipe name, counted on stand-in weights."""
     out = {}
-    for job in todo:
-        if job.recipe.name not in out:
+    waiting = [job.recipe for job in todo]
+    while waiting:
+        recipe = waiting.pop()
+        if recipe.name not in out:
             with torch.device("meta"):
-                out[job.recipe.name] = count(create_model(job.recipe.model, **job.recipe.model_args)).flops
+                out[recipe.name] = count(create_model(recipe.model, **recipe.model_args)).flops
+        waiting += recipe.starts().values()
     return out
 
 
 def prices(todo: Sequence[Job], images: int, flops_per_second: float) -> dict[int, float]:
-    """Return the estimated seconds of the jobs by tier, a pre-training shared between runs counted once."""
-    cost, out, paid = costs(todo), {}, set()  # type: ignore[var-annotated]
+    """Return the estimated seconds of the jobs by tier, a pre-training or a teacher shared by runs counted once."""
+    cost, paid = costs(todo), set()
+
+    def seconds(recipe: Recipe, seed: int) -> float:
+        """The recipe and what is trained before it, as far as it is not paid for."""
+        key = (repr(recipe.spec()), seed)
+        if key in paid:
+            return 0.0
+        paid.add(key)
+        answers = cost[recipe.teacher.name] if recipe.teacher else 0  # a teacher only looks: a third of a step
+        step = (3.0 * cost[recipe.name] + answers) * images / flops_per_second
+        return step * recipe.epochs + sum(seconds(start, seed) for start in recipe.starts().values())
+
+    out: dict[int, float] = {}
     for job in todo:
-        forward = 3.0 * cost[job.recipe.name] * images / flops_per_second
-        seconds = forward * job.recipe.epochs
-        if start := job.recipe.init_from:
-            key = (repr(start.spec()), job.seed)
-            seconds += forward * start.epochs if key not in paid else 0.0
-            paid.add(key)
-        out[job.tier] = out.get(job.tier, 0.0) + seconds
+        out[job.tier] = out.get(job.tier, 0.0) + seconds(job.recipe, job.seed)
     return out

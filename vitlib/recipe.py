@@ -44,7 +44,14 @@ class Recipe:
         augment: the switches of :class:`vitlib.augment.Augment` that are on.
         normalize: ``half`` maps pixels to [-1, 1]; ``none`` leaves them in [0, 1].
         init_from: a recipe trained first with the same seed; its encoder's weights start this run.
-        encoder_lr_scale: learning rate of the encoder relative to the head's.
+        encoder_lr_scale: learning rate of the encoder relative to the head's; 0 freezes it.
+        transfer: what ``init_from`` hands over: its ``encoder``, or ``all`` of its weights, cut to this
+            model's sizes by importance where they are smaller (:mod:`vitlib.models.transfer`).
+        teacher: a recipe trained first with the same seed, whose answers this run imitates.
+        distill: how, see :class:`vitlib.objectives.Distill`.
+        sampling: ``all`` shows every image once an epoch; ``balanced`` and ``sqrt`` draw as many images with
+            replacement, each class equally often or in proportion to the root of its size.
+        defer: fraction of the epochs trained before class weights are switched on (Cao et al. 2019, section 3.3).
         on_nonfinite: ``stop`` records the run as failed at the step found; ``continue`` goes on.
     """
 
@@ -68,6 +75,11 @@ class Recipe:
     normalize: Literal["half", "none"] = "half"
     init_from: "Recipe | None" = None
     encoder_lr_scale: float = 1.0
+    transfer: Literal["encoder", "all"] = "encoder"
+    teacher: "Recipe | None" = None
+    distill: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Literal["all", "balanced", "sqrt"] = "all"
+    defer: float = 0.0
     on_nonfinite: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
@@ -83,15 +95,16 @@ class Recipe:
         for name in ("lr", "weight_decay", "clip_norm", "warmup_epochs", "encoder_lr_scale"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 不能小于 0。")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"配方 {self.name} 的 ema={self.ema!r} 应在 [0, 1) 内。")
+        for name in ("ema", "defer"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 应在 [0, 1) 内。")
         # each refuses what it does not know by name: better now than after an hour of the sweep
         check_arguments(self.model, self.model_args)
         build_loss(self.loss, (1,), **self.loss_args)
         Augment(**self.augment)
 
     def but(self, **changes: Any) -> "Recipe":
-        """Return a copy with some fields changed; ``model_args``, ``augment`` and ``loss_args`` are merged.
+        """Return a copy with some fields changed; mappings (``model_args`` and the like) are merged.
 
         A merged entry set to None is taken out. Raises UserError for a field that does not exist.
         """
@@ -101,10 +114,15 @@ class Recipe:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"是不是想写 {near[0]}？" if near else ""
                 raise UserError(f"配方没有叫 {name} 的字段。{hint}可用的字段：{'、'.join(known)}。")
-            if name in ("model_args", "augment", "loss_args"):
+            if name in ("model_args", "augment", "loss_args", "distill"):
                 merged = {**getattr(self, name), **value}
                 changes[name] = {key: item for key, item in merged.items() if item is not None}
         return replace(self, **changes)
+
+    def starts(self) -> "dict[str, Recipe]":
+        """Return the recipes that are trained before this one, with the same seed, by the field that names them."""
+        before = {"init_from": self.init_from, "teacher": self.teacher}
+        return {role: recipe for role, recipe in before.items() if recipe is not None}
 
     def spec(self) -> dict[str, Any]:
         """Return the canonical form: JSON-able, defaults left out, without the name."""
@@ -131,8 +149,9 @@ class Recipe:
     def from_spec(cls, spec: Mapping[str, Any], name: str) -> "Recipe":
         """Return the recipe that a record's canonical form describes; raises UserError for an unknown field."""
         spec = dict(spec)
-        if "init_from" in spec:
-            spec["init_from"] = cls.from_spec(spec["init_from"], f"{name}-pretrain")
+        for role, suffix in (("init_from", "pretrain"), ("teacher", "teacher")):
+            if role in spec:
+                spec[role] = cls.from_spec(spec[role], f"{name}-{suffix}")
         return cls().but(name=name, **spec)
 
     def key(self, seed: int, fingerprint: str, numerics: int = NUMERICS) -> str:

@@ -74,10 +74,12 @@ class Store:
         if data.num_classes > 256:
             raise UserError(f"数据有 {data.num_classes} 个类别，而运行记录至多容纳 256 个；请合并或减少类别。")
         device = device or pick()
-        encoder = None
-        if recipe.init_from is not None:
-            start = self.get(recipe.init_from, seed, data, device=device, deadline=deadline, show=show, weights=True)
-            encoder = start.load_state()
+        before = {
+            role: self.get(start, seed, data, device=device, deadline=deadline, show=show, weights=True)
+            for role, start in recipe.starts().items()
+        }
+        start = before["init_from"].load_state() if "init_from" in before else None
+        teacher = before["teacher"].load_model() if "teacher" in before else None
         key = recipe.key(seed, data.fingerprint)
         work = self.root / f"{key}.work"
         try:
@@ -85,7 +87,7 @@ class Store:
                 if found := self.find(recipe, seed, data, weights):  # another process was faster
                     return found
                 work.mkdir(exist_ok=True)
-                outcome = Trainer(recipe, seed, data, device, work, encoder, deadline, show).run()
+                outcome = Trainer(recipe, seed, data, device, work, start, teacher, deadline, show).run()
                 return self._publish_local(key, work, recipe, seed, data, device, outcome)
         except OSError as error:
             raise UserError(
