@@ -29,6 +29,7 @@ DEFAULTS = {
         "pool": "mean",
         "layer_scale": None,
         "registers": 0,
+        "head_dim": None,
     },
 }
 

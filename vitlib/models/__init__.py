@@ -92,7 +92,7 @@ def _check_together(given: dict[str, typing.Any]) -> None:
     """Refuse values that are each valid but do not go together."""
     width, heads = given["d_model"], given["num_heads"]
     side, patch = given["img_size"], given["patch_size"]
-    if width % heads:
+    if given.get("head_dim") is None and width % heads:
         raise UserError(f"d_model={width} 不能被 num_heads={heads} 整除：每个注意力头须分到同样的宽度。")
     if side % patch:
         raise UserError(f"img_size={side} 不能被 patch_size={patch} 整除：图像须恰好切成整数个图像块。")

@@ -4,7 +4,7 @@ Read top-down: attention, feed-forward network, block, model; what comes before 
 
 Letters in shapes: B images, C image channels, S side of an image, p side of a patch, G = S/p side of
 the patch grid, N tokens (G*G patches, after the class and register tokens if there are any),
-D width (d_model), h heads, d = D/h width of a head.
+D width (d_model), h heads, d width of a head (D/h unless pruned).
 """
 
 from typing import Literal, NamedTuple
@@ -22,11 +22,14 @@ from .encoder import EncoderModel
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D): softmax(q k^T / sqrt(d)) v for each head."""
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float, attention_dropout: float):
+    def __init__(
+        self, d_model: int, num_heads: int, dropout: float, attention_dropout: float, head_dim: int | None = None
+    ):
         super().__init__()
         self.num_heads, self.attention_dropout = num_heads, attention_dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.proj = nn.Linear(d_model, d_model)
+        inner = d_model if head_dim is None else num_heads * head_dim
+        self.qkv = nn.Linear(d_model, 3 * inner)
+        self.proj = nn.Linear(inner, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,11 +37,14 @@ class Attention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         return q, k, v
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.split_heads(x)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return softmax(q k^T / sqrt(d) + bias) v, projected: (B, N, D); the bias fits (B, h, N, N)."""
         dropout = self.attention_dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # one fused kernel for the formula
+        out = F.scaled_dot_product_attention(q, k, v, bias, dropout)  # one fused kernel for the formula
         return self.dropout(self.proj(rearrange(out, "B h N d -> B N (h d)")))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.mix(*self.split_heads(x), bias)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the attention probabilities (B, h, N, N), by the formula as it is written; rows sum to 1."""
@@ -97,18 +103,19 @@ class Block(nn.Module):
         attention_dropout: float,
         drop_path: float,
         layer_scale: float | None,
+        head_dim: int | None = None,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model, eps=1e-6)
-        self.attention = Attention(d_model, num_heads, dropout, attention_dropout)
+        self.attention = Attention(d_model, num_heads, dropout, attention_dropout, head_dim)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(d_model, layer_scale)
         self.norm2 = nn.LayerNorm(d_model, eps=1e-6)
         self.ffn = FeedForward(d_model, hidden, dropout)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(d_model, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.scale1(self.attention(self.norm1(x))))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), bias)))
         return x + self.drop_path(self.scale2(self.ffn(self.norm2(x))))
 
 
@@ -134,6 +141,7 @@ class ViT(EncoderModel):
         drop_path: probability in the last block; it grows linearly from 0 in the first.
         layer_scale: initial value, for example 1e-4, or None for none.
         registers: extra tokens that only store (Darcet et al. 2024, arXiv:2309.16588).
+        head_dim: width of a head where it is not d_model / num_heads, as after pruning heads away.
 
     The defaults are part of the keys of stored runs and never change.
     """
@@ -158,6 +166,7 @@ class ViT(EncoderModel):
         pool: Literal["mean", "cls", "seq"] = "mean",
         layer_scale: float | None = None,
         registers: int = 0,
+        head_dim: int | None = None,
     ):
         super().__init__()
         self.patch_size, self.pooling = patch_size, pool
@@ -177,6 +186,7 @@ class ViT(EncoderModel):
                 attention_dropout,
                 drop_path * i / max(num_layers - 1, 1),
                 layer_scale,
+                head_dim,
             )
             for i in range(num_layers)
         )
