@@ -29,6 +29,7 @@ from vitlib.guard import first_nonfinite
 from vitlib.losses import build_loss
 from vitlib.models.transfer import take_over
 from vitlib.objectives import OBJECTIVES
+from vitlib.posthoc import PostHoc
 from vitlib.progress import Progress
 from vitlib.recipe import Recipe
 from vitlib.rng import derive
@@ -81,6 +82,8 @@ class Trainer:
         self.model = build_model(recipe, data.num_classes, data.image_size).to(device)
         if start is not None:
             take_over(self.model, start, recipe.transfer)
+        if recipe.posthoc:
+            PostHoc(**recipe.posthoc).apply(self.model, self.class_counts)
         self.state = TrainState(recipe, self.model, device)
         self.loss = build_loss(recipe.loss, self.class_counts, **recipe.loss_args).to(device)
         self.objective = OBJECTIVES[recipe.objective](recipe, self.model, self.loss, teacher and teacher.to(device))

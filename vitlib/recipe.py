@@ -16,6 +16,7 @@ from vitlib.augment import Augment
 from vitlib.errors import UserError
 from vitlib.losses import build_loss, loss_defaults
 from vitlib.models import check_arguments, model_defaults
+from vitlib.posthoc import PostHoc
 
 NUMERICS = 1
 """Raised by hand whenever the same recipe and seed no longer give the same run (golden tests tell)."""
@@ -52,6 +53,8 @@ class Recipe:
         sampling: ``all`` shows every image once an epoch; ``balanced`` and ``sqrt`` draw as many images with
             replacement, each class equally often or in proportion to the root of its size.
         defer: fraction of the epochs trained before class weights are switched on (Cao et al. 2019, section 3.3).
+        posthoc: a correction of the classifier taken over (:class:`vitlib.posthoc.PostHoc`), made before the first
+            step; with ``transfer="all"`` and no epochs it is all that this run does.
         on_nonfinite: ``stop`` records the run as failed at the step found; ``continue`` goes on.
     """
 
@@ -80,6 +83,7 @@ class Recipe:
     distill: Mapping[str, Any] = field(default_factory=dict)
     sampling: Literal["all", "balanced", "sqrt"] = "all"
     defer: float = 0.0
+    posthoc: Mapping[str, Any] = field(default_factory=dict)
     on_nonfinite: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
@@ -102,6 +106,8 @@ class Recipe:
         check_arguments(self.model, self.model_args)
         build_loss(self.loss, (1,), **self.loss_args)
         Augment(**self.augment)
+        if self.posthoc:
+            PostHoc(**self.posthoc)
 
     def but(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; mappings (``model_args`` and the like) are merged.
@@ -114,7 +120,7 @@ class Recipe:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"是不是想写 {near[0]}？" if near else ""
                 raise UserError(f"配方没有叫 {name} 的字段。{hint}可用的字段：{'、'.join(known)}。")
-            if name in ("model_args", "augment", "loss_args", "distill"):
+            if name in ("model_args", "augment", "loss_args", "distill", "posthoc"):
                 merged = {**getattr(self, name), **value}
                 changes[name] = {key: item for key, item in merged.items() if item is not None}
         return replace(self, **changes)

@@ -1,0 +1,47 @@
+"""Corrections of a trained classifier's last layer that need no further training.
+
+As a recipe: ``init_from`` a trained run, ``transfer="all"``, ``epochs=0`` and ``posthoc`` as here, so that what
+comes out is a record like any other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from vitlib.errors import UserError
+
+
+@dataclass(frozen=True)
+class PostHoc:
+    """What to do to the last linear layer, whose row w_c and bias b_c make the logit of class c.
+
+    ``logit_adjustment``: b_c - tau log prior_c (Menon et al. 2021, "Long-Tail Learning via Logit Adjustment",
+    equation 9). ``tau_norm``: w_c / |w_c|^tau without bias (Kang et al. 2020, "Decoupling Representation and
+    Classifier", equation 4), all rows then scaled alike so that their mean norm, and with it the confidence,
+    stays what it was.
+    """
+
+    kind: Literal["logit_adjustment", "tau_norm"]
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("logit_adjustment", "tau_norm") or not self.tau >= 0:
+            raise UserError(
+                f"事后修正 {self.kind!r}（tau={self.tau!r}）不可用：kind 须为 logit_adjustment 或 tau_norm，tau 不能为负。"
+            )
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module, class_counts: Sequence[int]) -> None:
+        """Change ``model.head`` in place; ``class_counts`` are the images of each class it was trained on."""
+        last = [layer for layer in model.head.modules() if isinstance(layer, nn.Linear)][-1]  # type: ignore[union-attr, operator]
+        if self.kind == "logit_adjustment":
+            counts = torch.tensor(class_counts, dtype=torch.float64)
+            last.bias -= (self.tau * torch.log(counts / counts.sum())).to(last.bias)
+        else:
+            norms = last.weight.norm(dim=1, keepdim=True)
+            last.weight /= norms**self.tau
+            last.weight *= norms.mean() / last.weight.norm(dim=1).mean()
+            last.bias.zero_()
