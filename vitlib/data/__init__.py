@@ -13,6 +13,7 @@ from pathlib import Path
 from vitlib.data.course import find, load_course
 from vitlib.data.decode import read_image
 from vitlib.data.folder import load_folder, load_images
+from vitlib.data.long_tail import long_tail
 from vitlib.data.sets import Dataset, LabeledImages, TestSet, TrainSet, ValSet, describe
 from vitlib.errors import UserError
 
@@ -25,6 +26,7 @@ __all__ = [
     "describe",
     "load",
     "load_images",
+    "long_tail",
     "read_image",
 ]
 

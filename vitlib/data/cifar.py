@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,9 @@ from vitlib.data.cache import Pack, cached, is_cached
 from vitlib.data.course import find, load_course
 from vitlib.data.course_split import read_split
 from vitlib.data.decode import decode_files
+from vitlib.data.long_tail import SEED, lt_counts, lt_ratios, told
 from vitlib.data.names import CIFAR10_CHINESE
-from vitlib.data.sets import Dataset, LabeledImages, TestSet, TrainSet, pick
+from vitlib.data.sets import Dataset, TestSet, TrainSet, pick
 from vitlib.data.tree import REASONS, reason
 from vitlib.errors import UserError
 from vitlib.paths import cache_dir, data_dirs
@@ -36,7 +36,6 @@ KEY = ("cifar10", ARCHIVE_MD5)
 
 TIMEOUT = 10.0  # seconds without an answer that count as no connection
 TRAIN_IMAGES = 50_000
-LT_SEED = 0  # which images of a class stay in a long-tailed set
 MANUAL = f"也可以自己下载 {ARCHIVE} 放进 data/ 文件夹，或者使用课程数据、DATA=synthetic（合成数据）"
 
 
@@ -104,37 +103,18 @@ def load_long_tailed(factor: float, kind: str, size: int = 32, skip: bool = Fals
         source, warnings, skipped = "CIFAR-10 的训练集", (), ()
         full = TrainSet(images[:TRAIN_IMAGES], pack.labels[:TRAIN_IMAGES])
         test = TestSet(images[TRAIN_IMAGES:], pack.labels[TRAIN_IMAGES:])
-    counts = lt_counts(full, ratios)
-    shape = {"exp": "指数", "step": "阶梯"}[kind]
+    counts = lt_counts(full.counts(len(ratios)), ratios)
+    if min(counts) == 0:
+        raise UserError("不平衡因子太大，最少的类一张图像也不剩。请把因子改小。")
     return Dataset.of(
         "cifar10-lt",
-        full.take(pick(full.labels, counts, LT_SEED)),
+        full.take(pick(full.labels, counts, SEED)),
         test,
         CIFAR10_CHINESE,
-        f"由{source}按不平衡因子 {factor:g} 截取的{shape}型长尾数据，测试集 {len(test):,} 张",
+        f"由{source}{told(factor, kind)}，测试集 {len(test):,} 张",
         warnings,
         skipped,
     )
-
-
-def lt_ratios(factor: float, kind: str, num_classes: int = 10) -> list[float]:
-    """Return each class's share of the largest class; raises UserError for a bad factor or kind."""
-    if factor < 1:
-        raise UserError(f"不平衡因子是最多的类与最少的类的数量之比，不能是 {factor:g}。请给出不小于 1 的数。")
-    if kind == "exp":
-        return [(1 / factor) ** (c / (num_classes - 1)) for c in range(num_classes)]
-    if kind == "step":
-        return [1.0 if c < num_classes // 2 else 1 / factor for c in range(num_classes)]
-    raise UserError(f"没有名为“{kind}”的不平衡类型。请用 exp（指数）或 step（阶梯）。")
-
-
-def lt_counts(full: LabeledImages, ratios: Sequence[float]) -> list[int]:
-    """Return floor(n * ratio) for each class, n being the largest head class that all counts allow."""
-    largest = min(n / ratio for n, ratio in zip(full.counts(len(ratios)), ratios, strict=True))
-    counts = [int(int(largest) * ratio + 1e-9) for ratio in ratios]
-    if min(counts) == 0:
-        raise UserError("不平衡因子太大，最少的类一张图像也不剩。请把因子改小。")
-    return counts
 
 
 def _local() -> Path | None:
