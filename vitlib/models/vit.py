@@ -7,6 +7,7 @@ the patch grid, N tokens (G*G patches, after the class and register tokens if th
 D width (d_model), h heads, d width of a head (D/h unless pruned).
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,14 +20,36 @@ from .embedding import ConvStem, PatchStem, Positions
 from .encoder import EncoderModel
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Return softmax(q k^T / sqrt(d) + bias) v for queries, keys and values (B, h, N, d), each head by itself.
+
+    One fused kernel, but for bfloat16 on a processor: there the backward pass of that kernel takes seven times
+    as long as the formula's, step by step (benchmarks/NOTES.md), and short sequences need no memory spared.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= 512:
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        weights = (scores if bias is None else scores + bias).softmax(dim=-1)
+        return F.dropout(weights, dropout) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, N, D) -> (B, N, D): softmax(q k^T / sqrt(d)) v for each head."""
+    """Multi-head self-attention, (B, N, D) -> (B, N, D): softmax(q k^T / sqrt(d)) v for each head.
+
+    ``scale="full"`` divides by sqrt(D) instead, as the original report's code does.
+    """
 
     def __init__(
-        self, d_model: int, num_heads: int, dropout: float, attention_dropout: float, head_dim: int | None = None
+        self,
+        d_model: int,
+        num_heads: int,
+        dropout: float,
+        attention_dropout: float,
+        head_dim: int | None = None,
+        scale: str = "head",
     ):
         super().__init__()
-        self.num_heads, self.attention_dropout = num_heads, attention_dropout
+        self.num_heads, self.attention_dropout, self.scale = num_heads, attention_dropout, scale
         inner = d_model if head_dim is None else num_heads * head_dim
         self.qkv = nn.Linear(d_model, 3 * inner)
         self.proj = nn.Linear(inner, d_model)
@@ -35,12 +58,14 @@ class Attention(nn.Module):
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (B, h, N, d)."""
         q, k, v = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
+        if self.scale == "full":
+            q = q * (q.shape[-1] / x.shape[-1]) ** 0.5  # what follows divides by sqrt(d)
         return q, k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return softmax(q k^T / sqrt(d) + bias) v, projected: (B, N, D); the bias fits (B, h, N, N)."""
         dropout = self.attention_dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, bias, dropout)  # one fused kernel for the formula
+        out = attend(q, k, v, bias, dropout)
         return self.dropout(self.proj(rearrange(out, "B h N d -> B N (h d)")))
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -63,6 +88,16 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the tokens of all images, (B, N, D) -> (B, N, D), as the original has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+NORMS = {"layer": partial(nn.LayerNorm, eps=1e-6), "batch": TokenBatchNorm, "rms": partial(nn.RMSNorm, eps=1e-6)}
 
 
 class LayerScale(nn.Module):
@@ -104,12 +139,14 @@ class Block(nn.Module):
         drop_path: float,
         layer_scale: float | None,
         head_dim: int | None = None,
+        norm: str = "layer",
+        scale: str = "head",
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(d_model, eps=1e-6)
-        self.attention = Attention(d_model, num_heads, dropout, attention_dropout, head_dim)
+        self.norm1 = NORMS[norm](d_model)
+        self.attention = Attention(d_model, num_heads, dropout, attention_dropout, head_dim, scale)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(d_model, layer_scale)
-        self.norm2 = nn.LayerNorm(d_model, eps=1e-6)
+        self.norm2 = NORMS[norm](d_model)
         self.ffn = FeedForward(d_model, hidden, dropout)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(d_model, layer_scale)
         self.drop_path = DropPath(drop_path)
@@ -142,6 +179,8 @@ class ViT(EncoderModel):
         layer_scale: initial value, for example 1e-4, or None for none.
         registers: extra tokens that only store (Darcet et al. 2024, arXiv:2309.16588).
         head_dim: width of a head where it is not d_model / num_heads, as after pruning heads away.
+        norm: ``"layer"``, ``"batch"`` (over the batch's tokens) or ``"rms"`` (Zhang & Sennrich 2019, arXiv:1910.07467).
+        scale: attention's logits are divided by the root of the ``"head"``'s width or of the ``"full"`` one, d_model.
 
     The defaults are part of the keys of stored runs and never change.
     """
@@ -167,6 +206,8 @@ class ViT(EncoderModel):
         layer_scale: float | None = None,
         registers: int = 0,
         head_dim: int | None = None,
+        norm: Literal["layer", "batch", "rms"] = "layer",
+        scale: Literal["head", "full"] = "head",
     ):
         super().__init__()
         self.patch_size, self.pooling = patch_size, pool
@@ -187,10 +228,12 @@ class ViT(EncoderModel):
                 drop_path * i / max(num_layers - 1, 1),
                 layer_scale,
                 head_dim,
+                norm,
+                scale,
             )
             for i in range(num_layers)
         )
-        self.norm = nn.LayerNorm(d_model, eps=1e-6)
+        self.norm = NORMS[norm](d_model)
         self.importance = nn.Linear(d_model, 1) if pool == "seq" else None
         self.head = nn.Linear(d_model, num_classes)
         self.initialise()
