@@ -33,8 +33,16 @@ def model_defaults(name: str) -> dict[str, object]:
     """
     if name not in MODELS:
         raise UserError(f"没有名为 {name} 的模型{_nearest(name, MODELS)}可用的模型：{'、'.join(MODELS)}。")
-    parameters = inspect.signature(MODELS[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters}
+    return {argument: default for argument, (default, _) in _arguments(MODELS[name]).items()}
+
+
+def _arguments(model: type[nn.Module]) -> dict[str, tuple[typing.Any, typing.Any]]:
+    """Return default and type of each argument; a model that takes ``**others`` has its parent's, too."""
+    own = inspect.signature(model).parameters.values()
+    kinds = typing.get_type_hints(model.__init__)
+    found = {item.name: (item.default, kinds[item.name]) for item in own if item.kind is not item.VAR_KEYWORD}
+    parent = typing.cast(type[nn.Module], model.__base__)
+    return found if len(found) == len(own) else _arguments(parent) | found
 
 
 def create_model(name: str = "vit", **arguments: typing.Any) -> nn.Module:
@@ -61,9 +69,9 @@ def check_arguments(name: str, arguments: typing.Mapping[str, typing.Any]) -> No
             raise UserError(
                 f"模型 {name} 没有参数 {argument}{_nearest(argument, defaults)}可用的参数：{'、'.join(defaults)}。"
             )
-    kinds = typing.get_type_hints(MODELS[name].__init__)
+    known = _arguments(MODELS[name])
     for argument, value in arguments.items():
-        if fault := _fault(argument, value, kinds[argument]):
+        if fault := _fault(argument, value, known[argument][1]):
             raise UserError(f"模型 {name} 的参数 {argument}={value!r} 不可用：{fault}。")
 
 
@@ -90,8 +98,8 @@ def _fault(argument: str, value: typing.Any, kind: typing.Any) -> str | None:
 
 def _check_together(given: dict[str, typing.Any]) -> None:
     """Refuse values that are each valid but do not go together."""
-    width, heads = given["d_model"], given["num_heads"]
-    side, patch = given["img_size"], given["patch_size"]
+    width, heads = given.get("d_model", 0), given.get("num_heads", 1)
+    side, patch = given["img_size"], given.get("patch_size", 1)
     if given.get("head_dim") is None and width % heads:
         raise UserError(f"d_model={width} 不能被 num_heads={heads} 整除：每个注意力头须分到同样的宽度。")
     if side % patch:
