@@ -38,7 +38,7 @@ def test_a_plan_names_each_run_once_in_the_order_of_tiers(section, name):
     todo = jobs(section, PROFILES[name])
     assert todo and all(job.tier in TIERS for job in todo)
     assert [job.tier for job in todo] == sorted(job.tier for job in todo)
-    runs = [job.recipe.key(job.seed, "0" * 16) for job in todo]
+    runs = [job.recipe.key(job.seed, f"{job.factor}") for job in todo]
     assert len(set(runs)) == len(runs)
     names = [(job.recipe.name, job.seed) for job in todo]
     assert len(set(names)) == len(names)

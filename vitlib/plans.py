@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from vitlib import recipes
-from vitlib.data import Dataset
+from vitlib.data import Dataset, long_tail
+from vitlib.data.long_tail import lt_ratios
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
 from vitlib.recipe import Recipe
@@ -31,6 +32,7 @@ class Entry:
 
     ``later`` gives the tiers of the second seed, the third and so on (the last holds for the rest); without
     it they come with the first. A tier is at most 25 minutes of one H100. ``full_only`` entries are for full-size profiles: a processor has no time for them.
+    ``factor``: the training set is first cut to this imbalance factor; 0 leaves it as it is.
     """
 
     label: str
@@ -38,6 +40,7 @@ class Entry:
     tier: int
     later: tuple[int, ...] = ()
     full_only: bool = False
+    factor: float = 0.0
 
     def tier_of(self, seed: int) -> int:
         """Return the tier in which this seed (0-based) comes."""
@@ -71,6 +74,7 @@ class Profile:
         epochs = dict(self.epochs).get("original" if recipe.model == "original" else "vit")
         if epochs is None:
             return recipe
+        epochs = epochs if recipe.epochs else 0  # a run that only corrects another trains no epoch here either
         before = {role: start and self.fit(start) for role, start in recipe.starts().items()}
         return recipe.but(epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 5), **before)
 
@@ -141,6 +145,12 @@ class Job:
     seed: int
     tier: int
     label: str
+    factor: float = 0.0
+
+
+def tailed(data: Dataset, factor: float) -> Dataset:
+    """Return the data that an entry or a job of this ``factor`` trains on."""
+    return long_tail(data, factor) if factor else data
 
 
 def profile_named(name: str, **overrides: int | None) -> Profile:
@@ -165,12 +175,12 @@ def jobs(section: str, profile: Profile) -> list[Job]:
     if section != "all" and section not in SECTIONS:
         raise UserError(f"没有叫 {section} 的计划；可用的计划：{'、'.join(SECTIONS)}、all。")
     entries = [e for name, table in SECTIONS.items() if section in ("all", name) for e in table]
-    found: dict[tuple[str, int], Job] = {}
+    found: dict[str, Job] = {}
     for entry in entries:
         for seed in range(profile.seeds):
             if profile.takes(entry, seed):
-                job = Job(profile.fit(entry.recipe), seed, entry.tier_of(seed), entry.label)
-                found.setdefault((job.recipe.name, seed), job)
+                job = Job(profile.fit(entry.recipe), seed, entry.tier_of(seed), entry.label, entry.factor)
+                found.setdefault(job.recipe.key(seed, f"{job.factor}"), job)
     return sorted(found.values(), key=lambda job: job.tier)
 
 
@@ -191,17 +201,18 @@ def prices(todo: Sequence[Job], images: int, flops_per_second: float) -> dict[in
     """Return the estimated seconds of the jobs by tier, a pre-training or a teacher shared by runs counted once."""
     cost, paid = costs(todo), set()
 
-    def seconds(recipe: Recipe, seed: int) -> float:
+    def seconds(recipe: Recipe, seed: int, factor: float) -> float:
         """The recipe and what is trained before it, as far as it is not paid for."""
-        key = (repr(recipe.spec()), seed)
+        key = recipe.key(seed, f"{factor}")
         if key in paid:
             return 0.0
         paid.add(key)
         answers = cost[recipe.teacher.name] if recipe.teacher else 0  # a teacher only looks: a third of a step
-        step = (3.0 * cost[recipe.name] + answers) * images / flops_per_second
-        return step * recipe.epochs + sum(seconds(start, seed) for start in recipe.starts().values())
+        share = sum(lt_ratios(factor, "exp")) / 10 if factor else 1.0  # as if ten classes were equal before the cut
+        step = (3.0 * cost[recipe.name] + answers) * images * share / flops_per_second
+        return step * recipe.epochs + sum(seconds(start, seed, factor) for start in recipe.starts().values())
 
     out: dict[int, float] = {}
     for job in todo:
-        out[job.tier] = out.get(job.tier, 0.0) + seconds(job.recipe, job.seed)
+        out[job.tier] = out.get(job.tier, 0.0) + seconds(job.recipe, job.seed, job.factor)
     return out

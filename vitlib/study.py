@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vitlib import plans
 from vitlib.data import Dataset, load
+from vitlib.data.long_tail import told
 from vitlib.device import pick
 from vitlib.errors import UserError
 from vitlib.plans import SECTIONS, Entry, Profile
@@ -15,6 +16,7 @@ from vitlib.store import Store
 from vitlib.sweep import affordable, calibrate, missing
 
 BUDGET = 1200.0  # seconds that ``auto`` may spend on training
+SHORTEST = Profile("shortest", epochs=(("original", 1), ("vit", 1)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def open_study(
     runs: dict[str, list[Run]] = {}
     with Progress(len(wanted), f"{section} 节的运行", unit="次", show=show) as progress:
         for entry, seed in wanted:
-            run = store.get(chosen.fit(entry.recipe), seed, dataset, show=show)
+            run = store.get(chosen.fit(entry.recipe), seed, plans.tailed(dataset, entry.factor), show=show)
             runs.setdefault(entry.label, []).append(run)
             progress.advance()
     return Study(section, chosen.name, dataset, runs)
@@ -141,24 +143,32 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
     """Return the published runs of a table's recipes, by label.
 
     Runs can only be compared on the same data: of the data sets (and their subsets) that the records come
-    from, the one that serves most entries is taken, the larger one where two serve as many; of a recipe's
-    lengths of training the longest. Stale records are used; the report's appendix marks them.
+    from, the one that serves most entries is taken, the larger one where two serve as many; entries cut to a
+    long tail are served apart, each factor by its own. A recipe is known by its name, else by what it is apart
+    from its length; of several lengths of training the longest is taken. Stale records are used; the report's
+    appendix marks them.
     """
     by_data: dict[str, list[Run]] = {}
     for run in _published(store):
         by_data.setdefault(run.data["fingerprint"], []).append(run)
 
-    def serve(candidates: list[Run]) -> dict[str, list[Run]]:
+    def serve(candidates: list[Run], factor: float) -> dict[str, list[Run]]:
         out = {}
         for entry in table:
-            mine = [run for run in candidates if run.name == entry.recipe.name]
+            if entry.factor != factor or (factor and told(factor) not in candidates[0].data["provenance"]):
+                continue
+            mine = [run for run in candidates if run.name == entry.recipe.name] or [
+                run for run in candidates if SHORTEST.fit(run.recipe).spec() == SHORTEST.fit(entry.recipe).spec()
+            ]
             longest = max((run.epochs for run in mine), default=0)
             if mine:
                 out[entry.label] = sorted((r for r in mine if r.epochs == longest), key=lambda run: run.seed)
         return out
 
-    tables = [serve(candidates) for candidates in by_data.values()]
-    best = max(tables, key=lambda t: (len(t), sum(r[0].data["train_images"] for r in t.values())))
+    best: dict[str, list[Run]] = {}
+    for factor in dict.fromkeys(entry.factor for entry in table):
+        tables = [serve(candidates, factor) for candidates in by_data.values()]
+        best |= max(tables, key=lambda t: (len(t), sum(r[0].data["train_images"] for r in t.values())))
     if not best:
         names = "、".join(entry.recipe.name for entry in table)
         raise UserError(f"{store.published} 里没有这一节要用的运行记录（{names}）。")

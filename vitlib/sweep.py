@@ -12,7 +12,7 @@ from vitlib.device import pick
 from vitlib.engine import OutOfTime
 from vitlib.evaluate import autocast
 from vitlib.models import count
-from vitlib.plans import Job, Profile, prices
+from vitlib.plans import Job, Profile, prices, tailed
 from vitlib.progress import Progress
 from vitlib.recipes import VIT
 from vitlib.record import Run
@@ -33,7 +33,7 @@ class Swept:
 
 def missing(todo: Sequence[Job], data: Dataset, store: Store) -> list[Job]:
     """Return the jobs that the store has no finished run of."""
-    return [job for job in todo if store.find(job.recipe, job.seed, data) is None]
+    return [job for job in todo if store.find(job.recipe, job.seed, tailed(data, job.factor)) is None]
 
 
 def sweep(todo: Sequence[Job], data: Dataset, store: Store, *, budget: float | None = None, show: bool = True) -> Swept:
@@ -45,12 +45,13 @@ def sweep(todo: Sequence[Job], data: Dataset, store: Store, *, budget: float | N
     out, device = Swept(), pick()
     with Progress(len(todo), "计划", unit="次", show=show) as progress:
         for position, job in enumerate(todo):
-            known = store.find(job.recipe, job.seed, data)
+            mine = tailed(data, job.factor)
+            known = store.find(job.recipe, job.seed, mine)
             if known is None and deadline is not None and time.monotonic() > deadline:
                 out.left.append(job)
                 continue
             try:
-                run = store.get(job.recipe, job.seed, data, device=device, deadline=deadline, show=show)
+                run = store.get(job.recipe, job.seed, mine, device=device, deadline=deadline, show=show)
             except OutOfTime:
                 out.left.append(todo[position])
                 continue
