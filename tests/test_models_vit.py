@@ -114,6 +114,8 @@ def configurations(draw):
         "pool": draw(st.sampled_from(["mean", "cls", "seq"])),
         "layer_scale": draw(st.sampled_from([None, 1e-3])),
         "registers": draw(st.integers(0, 2)),
+        "norm": draw(st.sampled_from(["layer", "batch", "rms"])),
+        "scale": draw(st.sampled_from(["head", "full"])),
     }
 
 
@@ -151,6 +153,29 @@ def test_the_fused_kernel_computes_the_formula():
     values = attention.split_heads(x)[2]
     mixed = rearrange(attention.weights(x) @ values, "b h n d -> b n (h d)")
     torch.testing.assert_close(attention(x), attention.proj(mixed), atol=1e-6, rtol=1e-5)
+
+
+def test_the_full_width_scale_flattens_the_attention_by_the_root_of_the_heads():
+    torch.manual_seed(0)
+    by_head = Attention(d_model=32, num_heads=4, dropout=0.0, attention_dropout=0.0)
+    full = Attention(d_model=32, num_heads=4, dropout=0.0, attention_dropout=0.0, scale="full")
+    full.load_state_dict(by_head.state_dict())
+    x = torch.randn(2, 9, 32)
+    sharp, flat = by_head.weights(x).log(), full.weights(x).log()
+    # logits are known up to a constant a row: their spread shrinks by sqrt(4)
+    torch.testing.assert_close(flat - flat.mean(-1, True), (sharp - sharp.mean(-1, True)) / 2)
+    mixed = rearrange(full.weights(x) @ full.split_heads(x)[2], "b h n d -> b n (h d)")
+    torch.testing.assert_close(full(x), full.proj(mixed), atol=1e-5, rtol=1e-5)
+
+
+def test_the_norms_do_what_their_names_say():
+    x = 3 + 2 * torch.randn(8, 5, 32)
+    layer, batch, rms = (small(norm=norm).blocks[0].norm1(x) for norm in ("layer", "batch", "rms"))
+    torch.testing.assert_close(layer.mean(-1), torch.zeros(8, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch.mean((0, 1)), torch.zeros(32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rms.square().mean(-1), torch.ones(8, 5), atol=1e-4, rtol=0)
+    assert rms.mean() > 0.5
+    assert {type(m).__name__ for m in small(norm="batch").modules() if "Norm" in type(m).__name__} == {"TokenBatchNorm"}
 
 
 @few

@@ -7,8 +7,9 @@ the patch grid, N tokens (G*G patches, after the class and register tokens if th
 D width (d_model), h heads, d width of a head (D/h unless pruned).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .embedding import ConvStem, PatchStem, Positions
+from .embedding import STEMS, Positions
 from .encoder import EncoderModel
 
 
@@ -36,7 +37,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout:
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D): softmax(q k^T / sqrt(d)) v for each head.
 
-    ``scale="full"`` divides by sqrt(D) instead, as the original report's code does.
+    ``scale="full"`` divides by sqrt(D) instead, as the original report's code does. ``local`` is the locality
+    self-attention of Lee et al. 2021 (arXiv:2112.13492, section 3.3): the divisor is learned, and no token looks
+    at itself.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Attention(nn.Module):
         attention_dropout: float,
         head_dim: int | None = None,
         scale: str = "head",
+        local: bool = False,
     ):
         super().__init__()
         self.num_heads, self.attention_dropout, self.scale = num_heads, attention_dropout, scale
@@ -54,18 +58,29 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * inner)
         self.proj = nn.Linear(inner, d_model)
         self.dropout = nn.Dropout(dropout)
+        self.sharpness = nn.Parameter(torch.ones(())) if local else None  # the learned factor on the logits
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (B, h, N, d)."""
         q, k, v = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         if self.scale == "full":
             q = q * (q.shape[-1] / x.shape[-1]) ** 0.5  # what follows divides by sqrt(d)
+        if self.sharpness is not None:
+            q = q * self.sharpness.to(q.dtype)
         return q, k, v
+
+    def hide_itself(self, q: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return the bias on the logits with each token's own one taken out, where attention is local."""
+        if self.sharpness is None:
+            return bias
+        # finite: a token that is alone then looks at itself instead of becoming NaN
+        own = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device) * -1e4
+        return own if bias is None else own + bias
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return softmax(q k^T / sqrt(d) + bias) v, projected: (B, N, D); the bias fits (B, h, N, N)."""
         dropout = self.attention_dropout if self.training else 0.0
-        out = attend(q, k, v, bias, dropout)
+        out = attend(q, k, v, self.hide_itself(q, bias), dropout)
         return self.dropout(self.proj(rearrange(out, "B h N d -> B N (h d)")))
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -74,7 +89,8 @@ class Attention(nn.Module):
     def weights(self, x: Tensor) -> Tensor:
         """Return the attention probabilities (B, h, N, N), by the formula as it is written; rows sum to 1."""
         q, k, _ = self.split_heads(x)
-        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        logits, bias = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, self.hide_itself(q, None)
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -97,7 +113,11 @@ class TokenBatchNorm(nn.BatchNorm1d):
         return super().forward(x.flatten(0, -2)).view_as(x)
 
 
-NORMS = {"layer": partial(nn.LayerNorm, eps=1e-6), "batch": TokenBatchNorm, "rms": partial(nn.RMSNorm, eps=1e-6)}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": partial(nn.LayerNorm, eps=1e-6),
+    "batch": TokenBatchNorm,
+    "rms": partial(nn.RMSNorm, eps=1e-6),
+}
 
 
 class LayerScale(nn.Module):
@@ -141,10 +161,11 @@ class Block(nn.Module):
         head_dim: int | None = None,
         norm: str = "layer",
         scale: str = "head",
+        local: bool = False,
     ):
         super().__init__()
         self.norm1 = NORMS[norm](d_model)
-        self.attention = Attention(d_model, num_heads, dropout, attention_dropout, head_dim, scale)
+        self.attention = Attention(d_model, num_heads, dropout, attention_dropout, head_dim, scale, local)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(d_model, layer_scale)
         self.norm2 = NORMS[norm](d_model)
         self.ffn = FeedForward(d_model, hidden, dropout)
@@ -170,7 +191,8 @@ class ViT(EncoderModel):
 
     Args:
         img_size: side for which positions are made; other sides that ``patch_size`` divides work too.
-        stem: ``"patch"`` (linear patches) or ``"conv"`` (CCT's convolutions; ``patch_size`` a power of two).
+        stem: ``"patch"`` (linear patches), ``"conv"`` (CCT's convolutions; ``patch_size`` a power of two) or
+            ``"shifted"`` (patches that see half a patch further, Lee et al. 2021).
         pos: ``"learned"``, ``"sincos"`` (fixed, 2-D) or ``"none"``.
         pool: ``"mean"`` of the patches, ``"cls"`` (class token) or ``"seq"`` (learned weights, as CCT).
         dropout: after positions, projections and both layers of the feed-forward network.
@@ -181,11 +203,13 @@ class ViT(EncoderModel):
         head_dim: width of a head where it is not d_model / num_heads, as after pruning heads away.
         norm: ``"layer"``, ``"batch"`` (over the batch's tokens) or ``"rms"`` (Zhang & Sennrich 2019, arXiv:1910.07467).
         scale: attention's logits are divided by the root of the ``"head"``'s width or of the ``"full"`` one, d_model.
+        local_attention: a learned temperature, and no token looks at itself (Lee et al. 2021).
+        distill_token: a token, and a head on it, that learns from a teacher (DeiT, Touvron et al. 2021,
+            arXiv:2012.12877, section 4): in training the model returns two logits, (class head's, token's), in
+            evaluation their mean.
 
     The defaults are part of the keys of stored runs and never change.
     """
-
-    task_layers = ("importance", "head")
 
     def __init__(
         self,
@@ -200,7 +224,7 @@ class ViT(EncoderModel):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        stem: Literal["patch", "conv"] = "patch",
+        stem: Literal["patch", "conv", "shifted"] = "patch",
         pos: Literal["learned", "sincos", "none"] = "learned",
         pool: Literal["mean", "cls", "seq"] = "mean",
         layer_scale: float | None = None,
@@ -208,11 +232,14 @@ class ViT(EncoderModel):
         head_dim: int | None = None,
         norm: Literal["layer", "batch", "rms"] = "layer",
         scale: Literal["head", "full"] = "head",
+        local_attention: bool = False,
+        distill_token: bool = False,
     ):
         super().__init__()
         self.patch_size, self.pooling = patch_size, pool
-        self.num_prefix_tokens = registers + (pool == "cls")  # the class token first, then the registers
-        self.stem = (ConvStem if stem == "conv" else PatchStem)(in_channels, d_model, patch_size)
+        # the class token first, then the registers, the distillation token last
+        self.num_prefix_tokens = (pool == "cls") + registers + distill_token
+        self.stem = STEMS[stem](in_channels, d_model, patch_size)
         self.positions = nn.Identity() if pos == "none" else Positions(pos, img_size // patch_size, d_model)
         self.prefix_tokens = (
             nn.Parameter(torch.empty(1, self.num_prefix_tokens, d_model)) if self.num_prefix_tokens else None
@@ -230,12 +257,14 @@ class ViT(EncoderModel):
                 head_dim,
                 norm,
                 scale,
+                local_attention,
             )
             for i in range(num_layers)
         )
         self.norm = NORMS[norm](d_model)
         self.importance = nn.Linear(d_model, 1) if pool == "seq" else None
         self.head = nn.Linear(d_model, num_classes)
+        self.distill_head = nn.Linear(d_model, num_classes) if distill_token else None
         self.initialise()
 
     def initialise(self) -> None:
@@ -283,8 +312,16 @@ class ViT(EncoderModel):
         weights = self.importance(patches).softmax(dim=1)
         return einsum(weights, patches, "B N one, B N D -> B D")
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.pool(self.encode(self.embed(images))))
+    def classify(self, tokens: Tensor) -> Any:
+        """Return the logits of encoded tokens (B, N, D): (B, classes), two of them when a distillation token trains."""
+        logits = self.head(self.pool(tokens))
+        if self.distill_head is None:
+            return logits
+        taught = self.distill_head(tokens[:, self.num_prefix_tokens - 1])
+        return (logits, taught) if self.training else (logits + taught) / 2
+
+    def forward(self, images: Tensor) -> Any:
+        return self.classify(self.encode(self.embed(images)))
 
     def features(self, images: Tensor) -> Features:
         """Return every block's tokens and attention maps (by the plain formula), in evaluation mode."""
