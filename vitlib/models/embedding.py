@@ -36,6 +36,30 @@ class ConvStem(nn.Sequential):
         super().__init__(*layers)
 
 
+class ShiftedStem(nn.Module):
+    """Shifted patch tokenization of Lee et al. 2021 (arXiv:2112.13492, section 3.2): (B, C, S, S) -> (B, D, G, G).
+
+    The image and its four copies, moved by half a patch along the diagonals, are cut into patches together.
+    """
+
+    def __init__(self, in_channels: int, d_model: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.norm = nn.LayerNorm(5 * in_channels * patch_size**2)
+        self.proj = nn.Linear(5 * in_channels * patch_size**2, d_model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        by, side = max(1, self.patch_size // 2), images.shape[-1]
+        around = F.pad(images, (by, by, by, by))
+        places = ((by, by), (0, 0), (0, 2 * by), (2 * by, 0), (2 * by, 2 * by))
+        seen = torch.cat([around[:, :, y : y + side, x : x + side] for y, x in places], dim=1)
+        patches = rearrange(seen, "B C (y p) (x q) -> B y x (C p q)", p=self.patch_size, q=self.patch_size)
+        return rearrange(self.proj(self.norm(patches)), "B y x D -> B D y x")
+
+
+STEMS: dict[str, type[nn.Module]] = {"patch": PatchStem, "conv": ConvStem, "shifted": ShiftedStem}
+
+
 def sincos_table(grid: int, d_model: int) -> Tensor:
     """Return fixed 2-D positions (G*G, D): sin y, sin x, cos y and cos x, each at D/4 frequencies."""
     frequencies = 10000.0 ** (-torch.arange(d_model // 4) / (d_model // 4))

@@ -11,7 +11,8 @@ from ..errors import UserError
 class EncoderModel(nn.Module):
     """A model made of an encoder (patch embedding, blocks) and task layers, which pre-training has not."""
 
-    task_layers: ClassVar[tuple[str, ...]] = ("head",)
+    task_layers: ClassVar[tuple[str, ...]] = ("head", "importance", "distill_head", "decoder", "projector", "teacher")
+    added_layers: ClassVar[tuple[str, ...]] = ()  # what a variant adds to the model it starts from
 
     def _in_encoder(self, name: str) -> bool:
         return name.split(".")[0] not in self.task_layers
