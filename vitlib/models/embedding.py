@@ -35,6 +35,10 @@ class ConvStem(nn.Sequential):
             layers += [convolution, nn.ReLU(), nn.MaxPool2d(kernel_size=3, stride=2, padding=1)]
         super().__init__(*layers)
 
+    def forward(self, images: Tensor) -> Tensor:
+        # channels last in memory: pooling is several times as fast on a processor, and the tokens need no copy
+        return super().forward(images.contiguous(memory_format=torch.channels_last))
+
 
 class ShiftedStem(nn.Module):
     """Shifted patch tokenization of Lee et al. 2021 (arXiv:2112.13492, section 3.2): (B, C, S, S) -> (B, D, G, G).
