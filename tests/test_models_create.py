@@ -29,7 +29,7 @@ DEFAULTS = {
         "pool": "mean",
         "layer_scale": None,
         "registers": 0,
-        "head_dim": None,
+        "head_dim": 0,
     },
 }
 

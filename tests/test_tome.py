@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from vitlib import latency
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
-from vitlib.tome import ToMe, attend, bipartite_matching, merge
+from vitlib.models.tome import ToMe, bipartite_matching, encode, merge
+from vitlib.models.weighted import key_bias, weighted_pool
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 3, "ffn_hidden_channels": 24, "img_size": 16}
 
@@ -94,7 +95,7 @@ def test_an_image_is_answered_the_same_in_any_batch(pool):
 def test_class_token_and_registers_are_never_merged():
     tome = ToMe(build(pool="cls", registers=2), 3)
     with torch.no_grad():
-        tokens, size, groups = tome.encode(tome.model.embed(images()))
+        tokens, size, groups = encode(tome.model, tome.model.embed(images()), tome.r)
     assert tokens.shape[1] == 3 + 16 - 3 * 3
     assert size[:, :3].tolist() == [[1, 1, 1]] * 3 and size.sum(1).tolist() == [19] * 3
     assert groups.shape == (3, 16)
@@ -105,7 +106,7 @@ def test_class_token_and_registers_are_never_merged():
 def test_at_most_half_of_the_tokens_merge_in_a_block():
     tome = ToMe(build(), 100)
     with torch.no_grad():
-        tokens, size, groups = tome.encode(tome.model.embed(images()))
+        tokens, size, groups = encode(tome.model, tome.model.embed(images()), tome.r)
         assert torch.isfinite(tome(images())).all()
     assert tokens.shape[1] == 2 and size.sum(1).tolist() == [16] * 3 and groups.max() == 1
 
@@ -117,7 +118,7 @@ def test_merged_tokens_count_for_what_they_hold_in_attention():
     size = torch.tensor([[1.0, 2, 1, 1, 3]] * 2)
     spread_out = tokens.repeat_interleave(size[0].long(), dim=1)
     with torch.no_grad():
-        short, _ = attend(attention, tokens, size)
+        short = attention(tokens, key_bias(size))
         long = attention(spread_out)
     torch.testing.assert_close(short, long[:, [0, 1, 3, 4, 5]], atol=1e-5, rtol=1e-5)
 
@@ -128,7 +129,7 @@ def test_merged_tokens_count_for_what_they_hold_in_pooling(pool):
     tokens = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(5))
     size = torch.tensor([[2.0, 1, 4, 1]] * 2)
     with torch.no_grad():
-        pooled = ToMe(model, 1).pool(tokens, size)
+        pooled = weighted_pool(model, tokens, size)
         torch.testing.assert_close(pooled, model.pool(tokens.repeat_interleave(size[0].long(), dim=1)))
 
 
@@ -152,6 +153,14 @@ def test_it_can_be_trained_through():
     loss = F.cross_entropy(ToMe(model, 3)(images()), torch.tensor([0, 1, 2]))
     loss.backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.blocks[0].parameters())
+
+
+def test_the_trained_variant_is_the_same_function():
+    model = build()
+    variant = create_model("tome", merge=3, **SMALL).eval()
+    variant.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(variant(images()), ToMe(model, 3)(images()))
 
 
 def test_what_cannot_be_merged_is_refused():

@@ -7,8 +7,11 @@ import typing
 from torch import nn
 
 from ..errors import UserError
+from .a_vit import AdaptiveViT
 from .cost import Cost, count, layers
+from .dynamic_vit import DynamicViT
 from .original import OriginalViT
+from .tome import MergingViT
 from .vit import ViT
 
 __all__ = [
@@ -22,7 +25,13 @@ __all__ = [
     "model_defaults",
 ]
 
-MODELS: dict[str, type[nn.Module]] = {"vit": ViT, "original": OriginalViT}
+MODELS: dict[str, type[nn.Module]] = {
+    "vit": ViT,
+    "original": OriginalViT,
+    "dynamic_vit": DynamicViT,
+    "a_vit": AdaptiveViT,
+    "tome": MergingViT,
+}
 
 
 def model_defaults(name: str) -> dict[str, object]:
@@ -90,9 +99,11 @@ def _fault(argument: str, value: typing.Any, kind: typing.Any) -> str | None:
     if kind is bool:
         return None if isinstance(value, bool) else "需要 True 或 False"
     if kind is int:
-        least = 0 if argument == "registers" else 1
+        least = 0 if argument in ("registers", "merge", "head_dim") else 1
         whole = number and isinstance(value, int) and value >= least
         return None if whole else f"需要不小于 {least} 的整数"
+    if argument == "keep_ratio":
+        return None if number and 0 < value <= 1 else "比例须在 (0, 1] 之内"
     return None if number and 0 <= value < 1 else "概率须在 [0, 1) 之内"
 
 
@@ -100,7 +111,7 @@ def _check_together(given: dict[str, typing.Any]) -> None:
     """Refuse values that are each valid but do not go together."""
     width, heads = given.get("d_model", 0), given.get("num_heads", 1)
     side, patch = given["img_size"], given.get("patch_size", 1)
-    if given.get("head_dim") is None and width % heads:
+    if not given.get("head_dim") and width % heads:
         raise UserError(f"d_model={width} 不能被 num_heads={heads} 整除：每个注意力头须分到同样的宽度。")
     if side % patch:
         raise UserError(f"img_size={side} 不能被 patch_size={patch} 整除：图像须恰好切成整数个图像块。")

@@ -36,13 +36,13 @@ class Attention(nn.Module):
         num_heads: int,
         dropout: float,
         attention_dropout: float,
-        head_dim: int | None = None,
+        head_dim: int = 0,
         scale: str = "head",
         local: bool = False,
     ):
         super().__init__()
         self.num_heads, self.attention_dropout, self.scale = num_heads, attention_dropout, scale
-        inner = d_model if head_dim is None else num_heads * head_dim
+        inner = num_heads * head_dim or d_model
         self.qkv = nn.Linear(d_model, 3 * inner)
         self.proj = nn.Linear(inner, d_model)
         self.dropout = nn.Dropout(dropout)

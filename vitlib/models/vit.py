@@ -47,7 +47,7 @@ class Block(nn.Module):
         attention_dropout: float,
         drop_path: float,
         layer_scale: float | None,
-        head_dim: int | None = None,
+        head_dim: int = 0,
         norm: str = "layer",
         scale: str = "head",
         local: bool = False,
@@ -89,7 +89,7 @@ class ViT(EncoderModel):
         drop_path: probability in the last block; it grows linearly from 0 in the first.
         layer_scale: initial value, for example 1e-4, or None for none.
         registers: extra tokens that only store (Darcet et al. 2024, arXiv:2309.16588).
-        head_dim: width of a head where it is not d_model / num_heads, as after pruning heads away.
+        head_dim: width of a head, as after pruning heads away; 0 for d_model / num_heads.
         norm: ``"layer"``, ``"batch"`` (over the batch's tokens) or ``"rms"`` (Zhang & Sennrich 2019, arXiv:1910.07467).
         scale: attention's logits are divided by the root of the ``"head"``'s width or of the ``"full"`` one, d_model.
         local_attention: a learned temperature, and no token looks at itself (Lee et al. 2021).
@@ -118,7 +118,7 @@ class ViT(EncoderModel):
         pool: Literal["mean", "cls", "seq"] = "mean",
         layer_scale: float | None = None,
         registers: int = 0,
-        head_dim: int | None = None,
+        head_dim: int = 0,
         norm: Literal["layer", "batch", "rms"] = "layer",
         scale: Literal["head", "full"] = "head",
         local_attention: bool = False,
