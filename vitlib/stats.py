@@ -152,15 +152,24 @@ def compare(
             f"{names[0]}有 {tables[0].shape[1]} 张测试图像，{names[1]}有 {tables[1].shape[1]} 张，"
             "两者不能配对比较：请在同一测试集上训练与评测。"
         )
-    identical = np.array_equal(tables[0], tables[1])
-    seeds = (len(tables[0]), len(tables[1]))
-    images = tables[0].shape[1]
     gaps = tables[0].mean(axis=0) - tables[1].mean(axis=0)
+    return weigh(tables, gaps, names, margin, alpha, np.array_equal(tables[0], tables[1]))
+
+
+def weigh(
+    tables: Sequence[np.ndarray], gaps: np.ndarray, names: tuple[str, str], margin: float, alpha: float, identical: bool
+) -> Comparison:
+    """Judge the mean of ``gaps`` (images,), which were made from the seeds' means of ``tables`` (seeds, images).
+
+    One table of differences stands for seeds that are paired, two for seeds that are not.
+    """
+    seeds = (len(tables[0]), len(tables[-1]))
+    images = len(gaps)
     difference = float(gaps.mean())
     image_term = float(gaps.var(ddof=1)) / images
     parts: list[tuple[float, int]] = []  # (share of the variance, its degrees of freedom)
     if min(seeds) >= FEWEST_SEEDS:
-        for table, n in zip(tables, seeds, strict=True):
+        for table, n in zip(tables, seeds, strict=False):
             seed_term = float(table.mean(axis=1).var(ddof=1))
             rest = _rest_variance(table) / images
             parts += [(seed_term / n, n - 1), (max(0.0, rest - seed_term) / n, (n - 1) * (images - 1))]
