@@ -1,0 +1,111 @@
+"""Figures of section 2.2. See ``vitlib.plots`` for what all figures share."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from vitlib import metrics
+from vitlib.pictures import WIDTH
+from vitlib.plots import MARKERS, _legend_below, _palette
+from vitlib.stats import FEWEST_SEEDS, Comparison
+
+if TYPE_CHECKING:
+    from vitlib.record import Run
+
+
+def shares(by_model: "Mapping[str, Mapping[str, Comparison]]") -> Figure:
+    """Shapley values in percentage points, a panel a model and a row a remedy; intervals from three seeds on."""
+    rows = max(map(len, by_model.values()))
+    fig, axes = plt.subplots(
+        1, len(by_model), figsize=(WIDTH, 0.4 * rows + 1.1), layout="constrained", squeeze=False, sharex=True
+    )
+    colour = sns.color_palette("colorblind")[0]
+    for ax, (title, values) in zip(axes[0], by_model.items(), strict=True):
+        for row, value in enumerate(values.values()):
+            half = value.high - value.difference if min(value.seeds) >= FEWEST_SEEDS else 0
+            ax.errorbar(100 * value.difference, row, xerr=100 * half, fmt="D", color=colour, markersize=4, capsize=3)
+        ax.axvline(0, color="0.6", linewidth=0.8)
+        ax.set_yticks(range(len(values)), list(values))
+        ax.set(title=title, xlabel="份额 / 百分点", ylim=(len(values) - 0.4, -0.6))
+        ax.grid(False, axis="y")
+    return fig
+
+
+def reliability(runs_by_label: "Mapping[str, Sequence[Run]]") -> Figure:
+    """Accuracy against confidence, by bins of the answers of all seeds together; a bin of few answers is left out."""
+    fig, ax = plt.subplots(figsize=(0.6 * WIDTH, 3.6), layout="constrained")
+    ax.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, linestyle=":", label="完全校准")
+    colours = _palette(runs_by_label)
+    for (label, runs), marker in zip(runs_by_label.items(), MARKERS, strict=False):
+        labels, predicted, sure = (
+            np.concatenate([getattr(run, name) for run in runs]) for name in ("labels", "predicted", "confidence")
+        )
+        bins = metrics.reliability(labels, predicted, sure)
+        enough = bins["images"] >= max(5, len(labels) // 500)
+        ax.plot(
+            100 * bins["confidence"][enough], 100 * bins["accuracy"][enough], marker=marker, markersize=4,
+            color=colours[label], label=label,
+        )  # fmt: skip
+    ax.set(xlabel="置信度 / %", ylabel="准确率 / %", aspect="equal", xlim=(0, 102), ylim=(0, 102))
+    _legend_below(fig, [ax])
+    return fig
+
+
+def likeness(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
+    """Mean cosine of two patches' features against the difference of their pixels, in bins of equally many pairs."""
+    fig, ax = plt.subplots(figsize=(0.75 * WIDTH, 3.0), layout="constrained")
+    for (label, (apart, cosine)), marker, colour in zip(pairs.items(), MARKERS, _palette(pairs).values(), strict=False):
+        groups = np.array_split(np.argsort(apart, kind="stable"), bins)
+        ax.plot(
+            [apart[group].mean() for group in groups], [cosine[group].mean() for group in groups], marker=marker,
+            markersize=4, color=colour, label=label,
+        )  # fmt: skip
+    ax.set(xlabel="两个图像块的像素之差（均方根）", ylabel="特征夹角的余弦")
+    _legend_below(fig, [ax])
+    return fig
+
+
+def by_class(values: Mapping[str, np.ndarray], names: Sequence[str], sizes: np.ndarray, axis: str) -> Figure:
+    """One value a class and label on a logarithmic axis, classes by falling number of images."""
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
+    order = np.argsort(-sizes, kind="stable")
+    for (label, value), marker, colour in zip(values.items(), MARKERS, _palette(values).values(), strict=False):
+        ax.plot(np.asarray(value)[order], marker=marker, markersize=4, color=colour, label=label, linewidth=1)
+    ax.set_xticks(range(len(order)), [f"{names[c]}\n{sizes[c]:,}" for c in order])
+    ax.set(xlabel="类别与训练图像数 / 张（由多到少）", ylabel=axis, yscale="log")
+    _legend_below(fig, [ax])
+    return fig
+
+
+def against_factor(panels: "Mapping[str, pd.DataFrame]") -> Figure:
+    """Accuracy in percent against the imbalance factor, a panel a source.
+
+    Each frame has the methods as its index and the factors (numbers) as its columns; NaN where there is none.
+    """
+    labels = list(dict.fromkeys(label for frame in panels.values() for label in frame.index))
+    colours = _palette(labels)
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(WIDTH, 3.1), layout="constrained", squeeze=False, gridspec_kw={"wspace": 0.08}
+    )
+    drawn: dict[str, object] = {}
+    for ax, (title, frame) in zip(axes[0], panels.items(), strict=True):
+        for label, row in frame.iterrows():
+            known = row.dropna()
+            (line,) = ax.plot(
+                known.index.to_numpy(float), known.to_numpy(float), color=colours[str(label)], markersize=4,
+                marker=MARKERS[labels.index(str(label))], label=str(label),
+            )  # fmt: skip
+            drawn.setdefault(str(label), line)
+        factors = sorted({float(factor) for frame in panels.values() for factor in frame.columns})
+        ax.set(title=title, xscale="log", xlabel="不平衡因子", ylabel="测试准确率 / %")
+        ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
+        ax.minorticks_off()
+        ax.set_xlim(min(factors) / 1.3, max(factors) * 1.3)
+    axes[0][-1].set_ylabel("") if len(panels) > 1 else None
+    _legend_below(fig, [], None, list(drawn.values()))  # type: ignore[arg-type]
+    return fig
