@@ -240,3 +240,18 @@ def test_no_epochs_is_an_untrained_model(data, tmp_path):
     outcome = trainer(PLAIN.but(epochs=0), data, tmp_path).run()
     assert outcome.history == {} and outcome.test_logits.shape == (24, 3)
     assert TINY["d_model"] == outcome.state["head.weight"].shape[1]
+
+
+def test_images_made_ready_together_are_those_made_ready_one_batch_at_a_time(data, tmp_path):
+    recipe = PLAIN.but(augment={"flip": True, "crop": 2, "erase": 0.5}, epochs=2, batch_size=8)
+    jobs = [trainer(recipe, data, tmp_path / name) for name in ("one", "three")]
+    jobs[1].together = 3  # does not divide the steps of an epoch: the last lot is smaller
+    assert jobs[1].steps_per_epoch % 3
+    one, three = (job.run() for job in jobs)
+    assert one.history == three.history and same(one.state, three.state)
+
+
+def test_warming_up_leaves_the_run_as_it_was(data, tmp_path):
+    cold, warm = (trainer(ORIGINAL, data, tmp_path / name) for name in ("cold", "warm"))
+    warm.warm_up()
+    assert same(cold.run().state, warm.run().state)

@@ -102,7 +102,7 @@ def test_profiles_and_plans_by_name():
     changed = profile_named("quick", images=99, epochs=2, seeds=4, test_images=None)
     assert (changed.images, changed.seeds, changed.test_images) == (99, 4, PROFILES["quick"].test_images)
     assert dict(changed.epochs) == {"original": 2, "vit": 2}
-    for name in ("quik", "full:9", "full:x", ""):
+    for name in ("quik", "full:99", "full:x", ""):
         with pytest.raises(UserError, match=r"smoke、quick、full"):
             profile_named(name)
     with pytest.raises(UserError, match=r"2\.1、2\.2、2\.3、2\.4、all"):
@@ -193,6 +193,23 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_sweep_goes_on(shelf, data, tm
     assert max(resumed) > 1 and resumed.count(0) == 5  # ... and no run began twice
     for run, other in zip(expected, done.runs, strict=True):
         assert same(run.load_state(), other.load_state()) and run.record["history"] == other.record["history"]
+
+
+def test_workers_side_by_side_train_the_same_runs(shelf, data, tmp_path):
+    expected = sweep.sweep(PLAN[2:], data, shelf, show=False).runs
+    pair = Store(tmp_path / "pair", tmp_path / "published")
+    nothing = sweep.sweep(PLAN[2:], data, pair, budget=-1.0, workers=2, show=False)
+    assert (nothing.left, nothing.runs) == (PLAN[2:], [])
+    done = sweep.sweep(PLAN[2:], data, pair, workers=2, show=False)
+    assert (done.trained, done.left) == (2, [])
+    for run, other in zip(expected, done.runs, strict=True):
+        assert run.key == other.key and other.epochs == 2
+
+
+def test_a_worker_says_what_went_wrong(shelf, data):
+    wrong = QUICK.but(name="wrong", protocol="original", init_from=PRETRAIN)  # an encoder of another model
+    with pytest.raises(UserError, match="预训练编码器"):
+        sweep.sweep([Job(wrong, 0, 1, "d"), *PLAN[2:]], data, shelf, workers=2, show=False)
 
 
 # --- opening a section ----------------------------------------------------------------------------

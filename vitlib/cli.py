@@ -51,8 +51,11 @@ def build_parser() -> Parser:
     sub.add_argument("plan", metavar="计划", help="2.1、2.2、2.3、2.4 或 all")
     sub.add_argument("--profile", default="quick", metavar="档位", help="smoke、quick（默认）、full 或 auto")
     sub.add_argument("--seeds", type=int, metavar="个数", help="种子个数，代替档位自己的")
-    sub.add_argument("--tier", type=int, metavar="层", help="只做到第几层（1-5）")
+    sub.add_argument("--tier", type=int, metavar="层", help="只做到第几层（1-9）")
     sub.add_argument("--budget", metavar="时间", help="用完就干净地停下，如 90s、9m、2h")
+    sub.add_argument(
+        "--workers", type=int, default=1, metavar="个数", help="几个进程同时训练（GPU 上的小模型），默认 1"
+    )
     sub.add_argument("--export", type=Path, metavar="文件夹", help="把结果打包成至多 8 个文件，供 runs import 导入")
     sub.add_argument("--publish", action="store_true", help="把记录发布到 report/results/")
     sub.add_argument("--dry-run", action="store_true", help="不训练，只列出各层的运行和估计时间")
@@ -69,6 +72,18 @@ def build_parser() -> Parser:
     sub = command("predict", predict, "识别图像")
     sub.add_argument("images", nargs="+", type=Path, metavar="图像", help="图像文件，大小和格式不限")
     sub.add_argument("--model", default="best", metavar="模型", help="已发布的名字或权重文件，默认 best")
+
+    sub = command("bench", bench, "与其他实现比较速度（需要源码仓库和 bench 附加依赖）")
+    sub.add_argument("--full", action="store_true", help="完整的网格：三种批大小，每个模型都编译（默认只在 GPU 上）")
+    sub.add_argument("--seconds", type=float, default=20.0, metavar="秒", help="每组轮流计时的时间，默认 20")
+    sub.add_argument("--out", type=Path, metavar="文件", help="把全部数值写成 JSON 文件")
+    data_options(sub, cut=False)
+
+    sub = command("speedrun", speedrun, "从内存中的图像到评估完毕的模型，达到目标准确率要多久")
+    sub.add_argument("--seeds", type=int, default=3, metavar="个数", help="种子个数，默认 3")
+    sub.add_argument("--target", type=float, nargs="*", metavar="准确率", help="只做这些目标，如 0.867")
+    sub.add_argument("--out", type=Path, metavar="文件", help="把全部数值写成 JSON 文件")
+    data_options(sub)
 
     sub = command("report", report, "运行四个笔记本并生成 HTML 和 PDF 报告")
     sub.add_argument("--profile", default="auto", metavar="档位", help="auto（默认）、smoke、quick、full、published")
@@ -159,7 +174,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
                     f"估计本机 {row['here_minutes']:.1f} 分钟，H100 {row['h100_minutes']:.1f} 分钟"
                 )
         return prices
-    done = sweep(todo, data, store, budget=budget, show=True)
+    done = sweep(todo, data, store, budget=budget, workers=options.workers)
     if options.publish:
         for run in done.runs:
             store.publish(run)
@@ -227,11 +242,52 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     return {"html": str(html), "pdf": str(pdf) if pdf.exists() else None, "profile": profile, "data": data}
 
 
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure speed against the peers."""
+    _need_checkout()
+    from benchmarks.bench import run, tell
+    from vitlib.device import pick
+
+    device = pick()
+    found = run(_load(options), device, full=options.full or device.type == "cuda", seconds=options.seconds)
+    return _measured(found, tell, options)
+
+
+def speedrun(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the way to an accuracy."""
+    _need_checkout()
+    from benchmarks.speedrun import plan, run, tell
+    from vitlib.device import pick
+
+    device = pick()
+    todo = plan(device, options.target, options.epochs)
+    return _measured(run(_load(options), device, options.seeds, todo), tell, options)
+
+
+def _need_checkout() -> None:
+    from vitlib.paths import checkout
+
+    if checkout() is None:
+        raise UserError("这个子命令的代码在源码仓库的 benchmarks/ 里，不随安装包发布；请在仓库中运行。")
+
+
+def _measured(
+    found: dict[str, Any], tell: Callable[[dict[str, Any]], None], options: argparse.Namespace
+) -> dict[str, Any]:
+    if options.out:
+        from vitlib.checkpoint import write_atomic
+
+        write_atomic(options.out, json.dumps(found, ensure_ascii=False).encode())
+    if not options.json:
+        tell(found)
+    return found
+
+
 def _load(options: argparse.Namespace, cut: bool = True) -> Any:
     from vitlib.data import load
 
     data = load(options.data)
-    return data.subset(options.images) if cut and options.images is not None else data
+    return data.subset(options.images) if cut and getattr(options, "images", None) is not None else data
 
 
 def _seconds(text: str | None) -> float | None:

@@ -32,6 +32,7 @@ class TrainState:
         self.device, self.model, self.decay = device, model, recipe.ema
         self.optimizer = make_optimizer(recipe, model)
         self.ema = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None
+        self._moving: tuple[list[Tensor], list[Tensor]] | None = None
         self.history: dict[str, list[float]] = {}
         self.step, self.seconds, self._mark = 0, 0.0, time.monotonic()
         self.bad_step = torch.tensor(FINE, device=device)
@@ -47,10 +48,11 @@ class TrainState:
         """Move the averaged weights towards the present ones; the decay warms up as (1 + t) / (10 + t)."""
         if self.ema is None:
             return
+        if self._moving is None:  # looked up once: walking through the model takes longer than the arithmetic
+            pairs = [(self.ema[k], v) for k, v in self.model.state_dict().items() if v.is_floating_point()]
+            self._moving = [average for average, _ in pairs], [value for _, value in pairs]
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        state = self.model.state_dict()
-        moving = [(self.ema[k], v) for k, v in state.items() if v.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in moving], [v for _, v in moving], 1 - decay)
+        torch._foreach_lerp_(*self._moving, 1 - decay)
 
     def final(self) -> Mapping[str, Tensor]:
         """Return the weights that are evaluated and kept: the average, where there is one."""
@@ -103,7 +105,7 @@ class TrainState:
                 parts[group][rest] = tensor
         self.model.load_state_dict(parts["model"])
         if self.ema is not None:
-            self.ema = {k: v.to(self.device) for k, v in parts["ema"].items()}
+            self.ema, self._moving = {k: v.to(self.device) for k, v in parts["ema"].items()}, None
         saved: dict[int, dict[str, Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition(".")

@@ -1,8 +1,13 @@
 """Training what a plan lacks, in the order of its priority, within a budget of time."""
 
+import contextlib
+import multiprocessing
+import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,29 +41,76 @@ def missing(todo: Sequence[Job], data: Dataset, store: Store) -> list[Job]:
     return [job for job in todo if store.find(job.recipe, job.seed, tailed(data, job.factor)) is None]
 
 
-def sweep(todo: Sequence[Job], data: Dataset, store: Store, *, budget: float | None = None, show: bool = True) -> Swept:
+def sweep(
+    todo: Sequence[Job],
+    data: Dataset,
+    store: Store,
+    *,
+    budget: float | None = None,
+    workers: int = 1,
+    show: bool = True,
+) -> Swept:
     """Train the jobs that are missing, in order; stop cleanly when ``budget`` seconds are spent.
 
-    A run that the budget interrupts keeps its checkpoint and is continued by the next sweep.
+    A run that the budget interrupts keeps its checkpoint and is continued by the next sweep. ``workers``
+    processes train side by side: small runs leave most of a GPU idle.
     """
-    deadline = None if budget is None else time.monotonic() + budget
-    out, device = Swept(), pick()
-    with Progress(len(todo), "计划", unit="次", show=show) as progress:
-        for position, job in enumerate(todo):
-            mine = tailed(data, job.factor)
-            known = store.find(job.recipe, job.seed, mine)
-            if known is None and deadline is not None and time.monotonic() > deadline:
+    end = None if budget is None else time.time() + budget
+    out = Swept()
+    lacking = {id(job) for job in missing(todo, data, store)}
+    with Progress(len(todo), "计划", unit="次", show=show) as progress, contextlib.ExitStack() as stack:
+        train: Callable[[Job], bool]
+        if workers > 1:
+            # as bytes: tensors would otherwise travel through shared memory, of which a container may have little
+            given = (pickle.dumps(data), store.root, store.published, end, workers)
+            how = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, how, _begin, given))
+            futures = {id(job): pool.submit(_work, job) for job in todo if id(job) in lacking}
+            stack.callback(pool.shutdown, cancel_futures=True)  # first of all, also when one job raises
+
+            def train(job: Job) -> bool:
+                return futures[id(job)].result()
+        else:
+
+            def train(job: Job) -> bool:
+                return _train(job, data, store, end, show)
+
+        for job in todo:
+            if id(job) in lacking and not train(job):
                 out.left.append(job)
                 continue
-            try:
-                run = store.get(job.recipe, job.seed, mine, device=device, deadline=deadline, show=show)
-            except OutOfTime:
-                out.left.append(todo[position])
-                continue
+            run = store.find(job.recipe, job.seed, data)
+            assert run is not None
             out.runs.append(run)
-            out.trained += known is None
+            out.trained += id(job) in lacking
             progress.advance()
     return out
+
+
+def _train(job: Job, data: Dataset, store: Store, end: float | None, show: bool) -> bool:
+    """Train one job until ``end`` (a ``time.time()`` moment) at the latest; return whether it is finished."""
+    left = None if end is None else end - time.time()
+    if left is not None and left <= 0:
+        return False
+    deadline = None if left is None else time.monotonic() + left
+    try:
+        store.get(job.recipe, job.seed, data, deadline=deadline, show=show)
+    except OutOfTime:
+        return False
+    return True
+
+
+_given: tuple[Dataset, Store, float | None]  # what a worker process needs for all its jobs
+
+
+def _begin(data: bytes, root: Path, published: Path, end: float | None, workers: int) -> None:
+    global _given
+    _given = pickle.loads(data), Store(root, published), end
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def _work(job: Job) -> bool:
+    return _train(job, *_given, show=False)
 
 
 def calibrate(device: torch.device, seconds: float = 2.0) -> float:

@@ -1,0 +1,116 @@
+"""``vitlib bench``: training and inference of five ViTs of one shape, the data path, and a whole short run."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.datapath import images_per_second
+from benchmarks.memory import peak_bytes
+from benchmarks.peers import PEERS
+from benchmarks.roofline import Ceilings, ceilings, floor
+from benchmarks.short_run import compare
+from benchmarks.steps import MODES, WORK
+from benchmarks.timing import interleave, ratio
+from vitlib.augment import EpochDraws
+from vitlib.data import Dataset
+from vitlib.device import can_compile, describe
+from vitlib.engine import Trainer
+from vitlib.recipes import VIT
+
+BASELINE = ("timm", "fp32")  # what ratios are taken to
+Cell = tuple[str, str]  # a model and a mode
+
+
+def run(
+    data: Dataset, device: torch.device, *, full: bool, seconds: float, models: Iterable[str] = PEERS
+) -> dict[str, Any]:
+    """Measure everything and return it, JSON-able.
+
+    full: the whole grid (batches 1, 128 and 512, every model compiled); otherwise what a processor can do in a
+    quarter of an hour: training at batch 128, inference at 1 and 128, and only ours and timm's compiled.
+    ``seconds`` is the time for each group of cells that take turns. ``data`` feeds the data path.
+    """
+    limits = ceilings(device)
+    modes = {name: [m for m in MODES if not m.endswith("compile") or can_compile(device)] for name in models}
+    if not full:
+        modes = {name: found if name in ("ours", "timm") else found[:2] for name, found in modes.items()}
+    rows: list[dict[str, Any]] = []
+    for kind in WORK:
+        for batch in (1, 128, 512) if full else ((128,) if kind == "train" else (1, 128)):
+            cells = [(name, mode) for name in models for mode in modes[name]]
+            if kind == "infer" and not full:
+                cells = [cell for cell in cells if not cell[1].endswith("compile")]
+            rows += _group(kind, batch, cells, data, device, limits, seconds)
+    runs = (8_192, 5) if device.type == "cuda" else (1_024, 2)
+    return {
+        "machine": describe(device),
+        "ceilings": {"flops": limits.flops, "bandwidth": limits.bandwidth},
+        "cells": rows,
+        "memory": {name: peak_bytes(name, "bf16", 128) for name in models},
+        "data_path": images_per_second(data, device, seconds),
+        "short_run": {"images": runs[0], "epochs": runs[1], **compare(*runs)},
+    }
+
+
+def _group(
+    kind: str, batch: int, cells: list[Cell], data: Dataset, device: torch.device, limits: Ceilings, seconds: float
+) -> list[dict[str, Any]]:
+    """Time the cells of one kind of work and one batch size in turn; return a row a cell."""
+    tasks: dict[Cell, Callable[[], Any]] = {(name, mode): WORK[kind](name, mode, batch, device) for name, mode in cells}
+    least = {mode: floor(WORK[kind]("ours", mode, batch, device), limits)[0] for mode in ("fp32", "bf16")}
+    with TemporaryDirectory() as folder:
+        if kind == "train":
+            tasks["engine", "bf16"] = _engine_step(data, batch, device, Path(folder))
+        label = f"{'训练' if kind == 'train' else '推理'}，批大小 {batch}"
+        named = {f"{name} {mode}": task for (name, mode), task in tasks.items()}
+        times = interleave(named, device, seconds=seconds, least=5, label=label)
+    base = times[" ".join(BASELINE)]
+    rows = []
+    for (name, mode), values in zip(tasks, times.values(), strict=True):
+        middle, low, high = ratio(base, values)
+        rows.append(
+            {
+                "work": kind, "batch": batch, "model": name, "mode": mode, "seconds": np.round(values, 7).tolist(),
+                "images_per_second": batch / float(np.median(values)), "ratio": middle, "ratio_low": low,
+                "ratio_high": high,
+                "roofline": least[mode.partition("+")[0]] / float(np.median(values)),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _engine_step(data: Dataset, batch: int, device: torch.device, folder: Path) -> Callable[[], None]:
+    """Return a step of the real engine: augmentation, clipping and the checks for non-finite numbers included."""
+    trainer = Trainer(VIT.but(protocol="refit", batch_size=batch, augment={"mixup": 0.8}), 0, data, device, folder)
+    draws = EpochDraws(0, 0, trainer.labels, trainer.steps_per_epoch)
+    trainer.model.train()
+    return lambda: trainer._train_step(draws, 0, 0)
+
+
+def tell(found: dict[str, Any]) -> None:
+    """Print the measurements as tables."""
+    rates = found["ceilings"]
+    print(f"{found['machine']['name']}，{found['machine']['threads']} 线程，torch {found['machine']['torch']}")
+    print("、".join(f"{name} 矩阵乘 {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates["flops"].items()), end="；")
+    print(f"内存带宽 {rates['bandwidth'] / 1e9:,.0f} GB/s\n")
+    print(f"{'工作':<6}{'批':>5}  {'模型':<14}{'精度':<14}{'图像/秒':>10}  与 timm fp32 之比 [四分位]  屋顶线")
+    for row in found["cells"]:
+        kind = "训练" if row["work"] == "train" else "推理"
+        print(
+            f"{kind:<6}{row['batch']:>5}  {row['model']:<16}{row['mode']:<16}{row['images_per_second']:>10,.1f}"
+            f"  {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]  {row['roofline']:.0%}"
+        )
+    memory = "、".join(f"{name} {size / 2**20:,.0f}" for name, size in found["memory"].items())
+    print(f"\n训练一步的内存峰值（MiB，批大小 128，bf16）：{memory}")
+    path = {name: float(np.median(values)) for name, values in found["data_path"].items()}
+    for name, rate in path.items():
+        print(f"数据通路 {name}：{rate:,.0f} 图像/秒，为原系统的 {rate / path['original']:.1f} 倍")
+    short = found["short_run"]
+    print(f"从启动到测试完毕（{short['images']:,} 张，{short['epochs']} 轮）：", end="")
+    print("、".join(f"{name} {short[name]['seconds']:.1f} 秒" for name in ("ours", "timm")))
+    sys.stdout.flush()
