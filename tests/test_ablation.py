@@ -1,0 +1,147 @@
+"""What 2.3 concludes: the sentences follow from the records, and say something else when the records do."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vitlib import knobs
+from vitlib.ablation import PRINTED, conclude, families, steps, training_bytes
+from vitlib.errors import UserError
+from vitlib.models import ViT, create_model
+from vitlib.plans import PROFILES, SECTIONS, TIERS, jobs, knob, prices
+from vitlib.sweep import H100_FLOPS
+
+IMAGES = 2000
+
+
+def run(recipe, seed, accuracy, validation=None, flops=1.0, failed=None):
+    """A made-up run: right on most of the same images in every run, on others by the seed."""
+    rng = np.random.default_rng(1000 * seed + round(1e4 * accuracy))
+    hard = np.linspace(0, 1, IMAGES)
+    correct = hard < accuracy
+    turned = rng.random(IMAGES) < 0.01
+    correct = np.where(turned, ~correct, correct)
+    curve = np.array([0.1, accuracy if validation is None else validation])
+    return SimpleNamespace(
+        recipe=recipe, seed=seed, correct=correct, accuracy=float(correct.mean()), flops=flops, failed=failed,
+        history={"val_accuracy": curve},
+    )  # fmt: skip
+
+
+def study(seeds=3, **accuracy_by_layers):
+    """Runs by label: the baseline with 6 blocks, and others."""
+    out = {"原系统": [run(knobs.ORIGINAL, 0, 0.5)], "现代 ViT": []}
+    for layers, accuracy in accuracy_by_layers.items():
+        number = int(layers.removeprefix("blocks"))
+        label = "现代 ViT" if number == 6 else f"块数 {number}"
+        recipe = knobs.BASE if number == 6 else knobs.modern(num_layers=number)
+        out[label] = [run(recipe, seed, accuracy, flops=float(number)) for seed in range(seeds)]
+    return out
+
+
+def test_the_sentence_names_the_winner_when_one_setting_is_better():
+    (family,) = families(study(blocks1=0.60, blocks6=0.80)).values()
+    said = conclude("块数", family)
+    assert "按验证准确率选出的是块数 6（基线），它的测试准确率是 80." in said.replace("79.", "80.")
+    assert "显著更低的是块数 1（低" in said and "等价" not in said and "分不出高下" not in said
+    assert "没有比它更省的" in said
+
+
+def test_the_sentence_changes_by_itself_when_two_settings_tie():
+    (family,) = families(study(blocks1=0.60, blocks2=0.80, blocks6=0.80)).values()
+    said = conclude("块数", family)
+    assert "与它等价的是块数" in said and "显著更低的是块数 1（" in said
+    chosen = said.split("选出的是")[1].split("，")[0]
+    if chosen != "块数 2":  # the same accuracy for a third of the work
+        assert "没有被证明更差的取值里，块数 2 最省，计算量是块数 6（基线）的 33 %" in said
+    else:
+        assert "没有比它更省的" in said
+
+
+def test_one_seed_never_decides():
+    (family,) = families(study(seeds=1, blocks1=0.60, blocks6=0.80)).values()
+    said = conclude("块数", family)
+    assert "与它分不出高下的是块数 1（低" in said and "只有 1 个种子" in said
+    assert "显著" not in said and "没有被证明更差的取值里，块数 1 最省，计算量是块数 6（基线）的 17 %" in said
+
+
+def test_what_validation_chose_may_lose_on_the_test_images():
+    runs = study(blocks1=0.60, blocks6=0.80)
+    for each in runs["块数 1"]:
+        each.history["val_accuracy"] = np.array([0.9])
+    (family,) = families(runs).values()
+    assert "选出的是块数 1，" in conclude("块数", family) and "反而显著更高的是块数 6（基线）（高" in conclude(
+        "块数", family
+    )
+
+
+def test_failed_runs_are_named_and_left_out():
+    runs = study(blocks1=0.60, blocks2=0.7, blocks6=0.80)
+    runs["块数 1"][1].failed = {"message": "NaN"}
+    (family,) = families(runs).values()
+    assert "块数 1 有训练中止的运行，不参与比较" in conclude("块数", family)
+    assert [step.names for step in steps(family)] == [("块数 6（基线）", "块数 2")]
+    runs.pop("块数 2")
+    (family,) = families(runs).values()
+    assert conclude("块数", family).endswith("没有两个可以比较的取值。")
+
+
+def test_runs_are_grouped_by_the_one_argument_in_which_they_differ():
+    labels = {"现代 ViT": knobs.BASE, "a": knobs.modern(norm="rms"), "b": knobs.modern(d_model=64),
+              "c": knobs.modern(d_model=64, ffn_hidden_channels=128), "d": knobs.modern(d_model=512),
+              "e": knobs.modern(d_model=64, num_layers=2), "f": knobs.modern(registers=2), "g": knobs.ORIGINAL,
+              "h": knobs.modern(num_layers=1), "i": knobs.modern(layer_scale=0.1)}  # fmt: skip
+    found = families({label: [run(recipe, 0, 0.5)] for label, recipe in labels.items()})
+    assert {title: list(family) for title, family in found.items()} == {
+        "嵌入维数": ["嵌入维数 64", "嵌入维数 256（基线）", "嵌入维数 512"],
+        "块数": ["块数 1", "块数 6（基线）"],
+        "归一化": ["归一化：RMS 归一化", "归一化：层归一化（基线）"],
+        "嵌入维数（FFN 随之）": ["嵌入维数（FFN 随之） 64", "嵌入维数（FFN 随之） 256（基线）"],
+        "layer_scale": ["layer_scale 0.1", "layer_scale None（基线）"],
+        "registers": ["registers 0（基线）", "registers 2"],
+    }
+    assert families({"b": []}) == {}
+
+
+def test_users_add_values_and_knobs_by_name():
+    entry = knob("num_heads", 32)
+    assert entry.label == "注意力头数 32" and entry.recipe.model_args["num_heads"] == 32
+    assert entry.recipe.but(model_args={"num_heads": None}).spec() == knobs.BASE.spec()
+    assert knob("registers", 2).label == "registers 2"
+    with pytest.raises(UserError, match="num_heads"):
+        knob("nun_heads", 2)
+
+
+def test_the_plan_holds_what_the_assignment_and_the_original_varied():
+    labels = {entry.label: entry for entry in SECTIONS["2.3"]}
+    assert len(labels) == len(SECTIONS["2.3"])
+    for name, values in {"图像块大小": (2, 8, 16), "嵌入维数": (64, 128, 512, 1024), "注意力头数": (1, 2, 8, 16),
+                         "块数": (1, 2, 4, 8, 12)}.items():  # fmt: skip
+        assert {f"{name} {value}" for value in values} <= labels.keys()
+    assert {name: set(by_value) for name, by_value in knobs.SETTINGS.items()} == {
+        name: set(by_value) for name, by_value in PRINTED.items()
+    }
+    recipes = {entry.recipe.name for entry in SECTIONS["2.3"]}
+    assert {r.name for by_value in knobs.SETTINGS.values() for r in by_value.values()} <= recipes
+    for entry in SECTIONS["2.3"]:  # widths are changed with the feed-forward network held, but for the coupled ones
+        args = entry.recipe.model_args
+        assert args.get("ffn_hidden_channels", 512) == (2 * args["d_model"] if "FFN" in entry.label else 512)
+        if "线性分类头" in entry.label:
+            whole = labels[entry.label.replace("，线性分类头", "")].recipe
+            assert entry.recipe.but(model_args={"head": None}).spec() == whole.spec()
+    full = jobs("2.3", PROFILES["full"])
+    price = prices(full, 35_580, H100_FLOPS)
+    assert price[3] <= 25 * 60 and price[5] <= 12.5 * 60 and price.keys() <= TIERS.keys()
+
+
+def test_memory_is_counted_from_what_the_backward_pass_needs():
+    weights, kept = training_bytes(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU()), torch.randn(7, 3))
+    assert weights == 16 * 20
+    assert kept == 4 * (7 * 3 + 7 * 5)  # the input for the weight's gradient, the output for ReLU's
+    with torch.device("meta"):
+        small, large = (create_model("vit", d_model=32, num_layers=n) for n in (1, 2))
+        one, two = (training_bytes(model, torch.empty(4, 3, 32, 32))[1] for model in (small, large))
+        double = training_bytes(small, torch.empty(8, 3, 32, 32))[1]
+    assert one < two < 2 * one and double == pytest.approx(2 * one, rel=0.02) and isinstance(small, ViT)

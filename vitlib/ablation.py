@@ -1,0 +1,149 @@
+"""What 2.3 says about its runs: settings grouped by the knob that differs, conclusions, memory, the printed numbers."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitlib import knobs, stats
+from vitlib.models import model_defaults
+
+if TYPE_CHECKING:
+    from vitlib.record import Run
+
+    Family = Mapping[str, Sequence[Run]]
+
+# Test accuracy in percent that the original report's plots show (mean of the last tenth of the epochs, read off
+# to ±0.3). The recipe behind "improved", width 256 and 4 heads is one and the same.
+PRINTED: dict[str, dict[int, float]] = {
+    "patch_size": {4: 65.5, 8: 65.1, 16: 10.0},
+    "d_model": {64: 63.3, 128: 67.5, 256: 69.1, 512: 72.3},
+    "num_heads": {2: 65.8, 4: 69.1, 8: 69.4, 16: 66.7},
+}
+PRINTED_IMPROVED = 67.4
+
+
+def families(runs: "Family", baseline: str = "现代 ViT") -> "dict[str, Family]":
+    """Group runs by the one argument of the model in which they differ from ``baseline``.
+
+    Returns, by the knob's name for readers, its settings in the order of their values, the baseline among them.
+    Width together with the feed-forward network's is a knob of its own. Without the baseline there is none.
+    """
+    if baseline not in runs:
+        return {}
+    base = _arguments(runs[baseline][0])
+    found: dict[str, tuple[str, dict[Any, Sequence[Run]]]] = {}
+    for group in runs.values():
+        if group[0].recipe.model != runs[baseline][0].recipe.model:
+            continue
+        own = _arguments(group[0])
+        changed = sorted(name for name in base if own[name] != base[name])
+        if len(changed) == 1 or changed == ["d_model", "ffn_hidden_channels"]:
+            title = knobs.KNOBS.get(changed[0], changed)[0] if len(changed) == 1 else knobs.COUPLED
+            found.setdefault(title, (changed[0], {}))[1][own[changed[0]]] = group
+    out: dict[str, Family] = {}
+    order = [title for title, *_ in knobs.KNOBS.values()]
+    for title, (name, by_value) in sorted(found.items(), key=lambda item: (*order, item[0]).index(item[0])):
+        by_value[base[name]] = runs[baseline]
+        numeric = not any(isinstance(value, str | None) for value in by_value)
+        values = sorted(by_value) if numeric else list(by_value)
+        labels = [f"{title} {value}" if title == knobs.COUPLED else knobs.told(name, value) for value in values]
+        out[title] = {
+            label + "（基线）" * (value == base[name]): by_value[value]
+            for value, label in zip(values, labels, strict=True)
+        }
+    return out
+
+
+def conclude(title: str, family: "Family") -> str:
+    """Return what the runs allow one to say about a knob, as Chinese prose.
+
+    The setting is chosen by the validation accuracy at the end; only then is it compared with each other one on
+    the test images (Holm's correction). Among those not shown to be worse the cheapest is named.
+    """
+    usable = _finished(family)
+    said = f"**{title}**　"
+    if gone := [label for label in family if label not in usable]:
+        said += f"{'、'.join(gone)}有训练中止的运行，不参与比较。"
+    if len(usable) < 2:
+        return stats.spaced(f"{said}没有两个可以比较的取值。")
+    best = max(usable, key=lambda label: float(np.mean([run.history["val_accuracy"][-1] for run in usable[label]])))
+    tests = stats.compare_table(_correct(usable), best)
+    accuracy = stats.summary([run.accuracy for run in usable[best]])
+    said += f"按验证准确率选出的是{best}，它的测试准确率是 {accuracy.percent} %。"
+    parts = []
+    for verdict, words in VERDICTS.items():
+        if told := [_gap(test) for test in tests if test.verdict == verdict]:
+            parts.append(f"{words}{'、'.join(told)}")
+    said += "；".join(parts) + "。"
+    few = min(len(runs) for runs in usable.values())
+    if few < stats.FEWEST_SEEDS:
+        said += f"有的取值只有 {few} 个种子，高下还不能断定，差值只供参考。"
+    flops = {label: runs[0].flops for label, runs in usable.items()}
+    standing = [best, *(test.names[0] for test in tests if test.verdict != "较低")]
+    cheapest = min(standing, key=lambda label: flops[label])
+    if len(set(flops.values())) == 1:
+        said += "各取值的计算量相同。"
+    elif flops[cheapest] < flops[best]:
+        said += (
+            f"没有被证明更差的取值里，{cheapest}最省，计算量是{best}的 {100 * flops[cheapest] / flops[best]:.0f} %。"
+        )
+    else:
+        said += "没有被证明更差的取值里，没有比它更省的。"
+    return stats.spaced(said)
+
+
+VERDICTS = {
+    "较低": "显著更低的是",
+    "较高": "在测试集上反而显著更高的是",
+    "等价": "与它等价的是",
+    "证据不足": "与它分不出高下的是",
+}
+
+
+def steps(family: "Family") -> list[stats.Comparison]:
+    """Compare each setting with the one before it: what a monotone claim such as "wider is better" needs."""
+    correct = _correct(_finished(family))
+    return [stats.compare(correct[b], correct[a], (b, a)) for a, b in pairwise(correct)]
+
+
+def training_bytes(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Return what one training step must hold, in bytes of float32: the weights' share, and the activations'.
+
+    The weights' share is 16 bytes a parameter: itself, its gradient and Adam's two moments. The activations are
+    what the forward pass on ``images``, float (B, C, S, S), keeps for the backward pass. On torch's meta device
+    nothing is computed, so that models that fit nowhere can be counted.
+    """
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(images)  # alive until all is counted: a storage freed would lend its address
+    del output
+    return 16 * sum(parameter.numel() for parameter in model.parameters()), sum(kept.values())
+
+
+def _arguments(run: "Run") -> dict[str, Any]:
+    return {**model_defaults(run.recipe.model), **run.recipe.model_args}
+
+
+def _finished(family: "Family") -> "dict[str, Sequence[Run]]":
+    return {label: runs for label, runs in family.items() if not any(run.failed for run in runs)}
+
+
+def _correct(family: "Family") -> dict[str, list[np.ndarray]]:
+    return {label: [run.correct for run in runs] for label, runs in family.items()}
+
+
+def _gap(test: stats.Comparison) -> str:
+    points = 100 * test.difference
+    return f"{test.names[0]}（{'低' if points < 0 else '高'} {abs(points):.1f} 个百分点）"
