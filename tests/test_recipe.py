@@ -101,7 +101,8 @@ CHANGES = [
     {"transfer": "all"},
     {"teacher": Recipe()},
     {"teacher": Recipe(epochs=1)},
-    {"distill": {"kind": "soft"}},
+    {"teacher": Recipe(), "distill": {"temperature": 2}},
+    {"posthoc": {"kind": "tau_norm"}},
     {"sampling": "balanced"},
     {"defer": 0.8},
     {"on_nonfinite": "continue"},
@@ -152,7 +153,7 @@ RECIPE_FIELDS = st.fixed_dictionaries(
 
 @given(RECIPE_FIELDS, RECIPE_FIELDS)
 def test_any_recipe_survives_json_and_keeps_its_key(fields, start):
-    recipe = Recipe(**fields, init_from=Recipe(**start))
+    recipe = Recipe(**fields, init_from=Recipe(**start | {"protocol": fields.get("protocol", "study")}))
     back = Recipe.from_spec(json.loads(json.dumps(recipe.spec())), "back")
     assert back.spec() == recipe.spec() and key(back) == key(recipe)
 

@@ -100,6 +100,7 @@ class EpochDraws:
 
     def __init__(self, seed: int, epoch: int, labels: Tensor, steps: int, sampling: str = "all") -> None:
         """Draw for images of these labels, int64 (N,), on their device; sampling as in a recipe."""
+        self._seed, self._epoch = seed, epoch
         source, images = generator(seed, "epoch", epoch), len(labels)
         order = torch.randperm(images, generator=source)
         table = torch.rand(images, len(COLUMNS) + _SPARE, generator=source)
@@ -110,12 +111,19 @@ class EpochDraws:
             chance = counts.pow(-1.0 if sampling == "balanced" else -0.5)[labels.cpu()]
             order = torch.multinomial(chance, images, replacement=True, generator=source)
         self.order, self.table = order.to(labels.device), table.to(labels.device)
+        self._tables = {0: self.table}
         # RandomState and not default_rng: numpy promises that its stream never changes
         self._mix_seeds = np.random.RandomState(derive(seed, "mix", epoch) % 2**32).randint(2**31, size=steps)
 
-    def rows(self, places: slice) -> dict[str, Tensor]:
-        """Return the uniform draws in [0, 1) of the images at these places of ``order``, one (B,) tensor a column."""
-        rows = self.table[places]
+    def rows(self, places: slice, view: int = 0) -> dict[str, Tensor]:
+        """Return the uniform draws in [0, 1) of the images at these places of ``order``, one (B,) tensor a column.
+
+        Another ``view`` of the same images has draws of its own.
+        """
+        if view not in self._tables:
+            source = generator(self._seed, "epoch", self._epoch, "view", view)
+            self._tables[view] = torch.rand(self.table.shape, generator=source).to(self.order.device)
+        rows = self._tables[view][places]
         return {name: rows[:, i] for i, name in enumerate(COLUMNS)}
 
     def mix(self, step: int) -> np.random.RandomState:
@@ -129,10 +137,13 @@ def to_float(images: Tensor, normalize: str) -> Tensor:
     return pixels.mul_(2 / 255).sub_(1) if normalize == "half" else pixels.mul_(1 / 255)
 
 
-def augment(images: Tensor, draws: dict[str, Tensor], switches: Augment, normalize: str) -> Tensor:
+def augment(
+    images: Tensor, draws: dict[str, Tensor], switches: Augment, normalize: str, side: int | None = None
+) -> Tensor:
     """Augment a batch.
 
-    images: uint8 (B, C, H, W); draws: :meth:`EpochDraws.rows` of the same images.
+    images: uint8 (B, C, H, W); draws: :meth:`EpochDraws.rows` of the same images; side: of the resized crop, where
+    it is not to have the images' own.
     Returns float32 (B, C, H, W) in the range of :func:`to_float`.
     """
     if switches.crop or (switches.flip and not switches.resized_crop):
@@ -140,7 +151,7 @@ def augment(images: Tensor, draws: dict[str, Tensor], switches: Augment, normali
     pixels = to_float(images, "none")
     if switches.resized_crop:
         flip = switches.flip and not switches.crop  # a crop has flipped already
-        pixels = resized_crop(pixels, draws, switches.resized_crop, flip)
+        pixels = resized_crop(pixels, draws, switches.resized_crop, flip, side)
     if switches.jitter:
         pixels = jitter(pixels, draws, switches.jitter)
     if switches.erase:
@@ -163,9 +174,16 @@ def shift_and_flip(images: Tensor, draws: dict[str, Tensor], pad: int, flip: boo
 
 
 def resized_crop(
-    pixels: Tensor, draws: dict[str, Tensor], limits: tuple[float, float, float, float], flip: bool
+    pixels: Tensor,
+    draws: dict[str, Tensor],
+    limits: tuple[float, float, float, float],
+    flip: bool,
+    side: int | None = None,
 ) -> Tensor:
-    """Cut a random box of whole pixels and resize it bilinearly to the full size, mirrored for half of the images."""
+    """Cut a random box of whole pixels and resize it bilinearly to the full size, or to a square of this ``side``.
+
+    Half of the images are mirrored where ``flip`` says so.
+    """
     small, large, narrow, wide = limits
     height, width = pixels.shape[-2:]
     area = (small + (large - small) * draws["area"]) * height * width
@@ -182,7 +200,8 @@ def resized_crop(
     theta[:, 1, 2] = (2 * top + box_h) / height - 1
     if flip:
         theta[:, 0, 0] *= torch.where(draws["flip"] < 0.5, -1.0, 1.0)
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    size = [*pixels.shape[:2], *((height, width) if side is None else (side, side))]
+    grid = F.affine_grid(theta, size, align_corners=False)
     # a picture cut out first has no neighbours: what lies outside the box must not bleed in at its edge
     first = torch.stack([(2 * left + 1) / width, (2 * top + 1) / height], 1)[:, None, None] - 1
     span = torch.stack([2 * (box_w - 1) / width, 2 * (box_h - 1) / height], 1)[:, None, None]

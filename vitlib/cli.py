@@ -85,6 +85,11 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=Path, metavar="文件", help="把全部数值写成 JSON 文件")
     data_options(sub)
 
+    sub = command("export", export, "导出模型为 ONNX 与 torch.export 文件，并在测试集上逐张核对")
+    sub.add_argument("model", metavar="模型", help="已发布的名字（如 best）或权重文件")
+    sub.add_argument("--out", type=Path, metavar="文件", help="ONNX 文件，默认 模型名.onnx；.pt2 文件写在它旁边")
+    data_options(sub, cut=False)
+
     sub = command("report", report, "运行四个笔记本并生成 HTML 和 PDF 报告")
     sub.add_argument("--profile", default="auto", metavar="档位", help="auto（默认）、smoke、quick、full、published")
     sub.add_argument("--out", type=Path, metavar="文件夹", help="报告写到哪里，默认 build/")
@@ -181,7 +186,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     left_out = []
     if options.export:
         # an unfinished run goes on elsewhere from its checkpoint, or from what is trained before it
-        starts = [replace(job, recipe=start) for job in done.left for start in job.recipe.starts().values()]
+        starts = [replace(job, recipe=r, seed=s) for job in done.left for _, r, s in job.recipe.before(job.seed)]
         keys = [job.recipe.key(job.seed, data.fingerprint) for job in [*todo, *starts]]
         left_out = export(store, keys, options.export)
     rows = _tell([run.summary for run in done.runs], options)
@@ -229,6 +234,26 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
         for row in rows:
             print(f"{row['image']}\t{row['class']}\t{row['confidence']:.1%}")
     return {"predictions": rows}
+
+
+def export(options: argparse.Namespace) -> dict[str, Any]:
+    """Export a model and check the files on the test images."""
+    from vitlib.light.export import export
+    from vitlib.weights import load_trained
+
+    trained, images = load_trained(options.model), _load(options, cut=False).test.images
+    if images.shape[-1] != trained.image_size:
+        raise UserError(
+            f"模型的图像边长是 {trained.image_size}，数据的是 {images.shape[-1]}；请用 --data 指定同样大小的数据。"
+        )
+    facts = export(trained, images, options.out or Path(f"{Path(options.model).stem}.onnx"))
+    if not options.json:
+        for row in facts["files"]:
+            print(
+                f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张测试图像中 {row['same_answers']:.2%} 答案相同，"
+                f"logit 最多相差 {row['largest_difference']:.1g}"
+            )
+    return facts
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:

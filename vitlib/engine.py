@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlib.augment import Augment, EpochDraws, augment, mix
+from vitlib.augment import EpochDraws, mix
 from vitlib.data import Dataset, LabeledImages, ValSet
 from vitlib.device import can_compile
 from vitlib.evaluate import autocast, predict
@@ -37,6 +37,7 @@ from vitlib.schedule import learning_rate
 from vitlib.state import FINE, TrainState, build_model
 
 COMPILE_FROM = 2_000_000  # training images on a GPU from which compiling pays for itself
+AUGMENT_TOGETHER = 8192  # images on a GPU: few large kernels instead of many small ones
 
 
 class OutOfTime(Exception):
@@ -76,7 +77,6 @@ class Trainer:
     ) -> None:
         self.recipe, self.seed, self.data, self.device = recipe, seed, data, device
         self.folder, self.deadline, self.show = folder, deadline, show
-        self.switches = Augment(**recipe.augment)
         self._choose_images()
         torch.manual_seed(derive(seed, "init"))
         self.model = build_model(recipe, data.num_classes, data.image_size).to(device)
@@ -90,6 +90,8 @@ class Trainer:
         pays = device.type == "cuda" and self.steps * self.batch >= COMPILE_FROM
         self.forward = torch.compile(self.model) if pays and can_compile(device) else self.model
         self.check_every = 1 if device.type == "cpu" else 50  # asking a GPU means waiting for it
+        self.together = 1 if device.type == "cpu" else max(1, AUGMENT_TOGETHER // self.batch)  # batches
+        self.ready: tuple[EpochDraws, int, list[Any]] | None = None
         self.state.resume(folder)
 
     def _choose_images(self) -> None:
@@ -100,7 +102,7 @@ class Trainer:
             fit, validation = self.data.split(seed=0)
             if not isinstance(validation, ValSet):
                 raise TypeError("a study may watch a validation split only")
-            self.watch = ("val", validation)
+            self.watch = ("val", validation) if recipe.objective == "classify" else None
         elif recipe.protocol == "original" and recipe.objective == "classify":
             self.watch = ("test", self.data.test)
         self.images, self.labels = fit.images.to(self.device), fit.labels.to(self.device)
@@ -108,6 +110,15 @@ class Trainer:
         self.batch = min(recipe.batch_size, len(fit))
         self.steps_per_epoch = len(fit) // self.batch
         self.steps = self.steps_per_epoch * recipe.epochs
+
+    def warm_up(self) -> None:
+        """Compile, where the model is compiled, on made-up pixels; the run itself stays as it was."""
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.train()
+        pixels = torch.zeros(self.batch, *self.images.shape[1:], device=self.device)
+        self._forward_loss(self.forward, pixels, self.labels[: self.batch], 0)[0].backward()
+        self.state.optimizer.zero_grad()
+        self.model.load_state_dict(before)
 
     def run(self) -> Outcome:
         """Train from where the checkpoint stands to the end and return the outcome.
@@ -178,23 +189,32 @@ class Trainer:
                 hard = targets.argmax(1) if targets.ndim == 2 else targets
                 state.hits += (logits.argmax(1) == hard).sum()
 
-    def _batch(self, draws: EpochDraws, epoch: int, i: int) -> tuple[Tensor, Tensor]:
-        """Return augmented pixels, float32 (B, C, H, W), and targets: int64 (B,) or, mixed, float32 (B, K)."""
-        where = draws.order[i * self.batch : (i + 1) * self.batch]
-        rows = draws.rows(slice(i * self.batch, (i + 1) * self.batch))
-        pixels = augment(self.images[where], rows, self.switches, self.recipe.normalize)
-        targets = self.labels[where]
-        mixing = (self.switches.mixup or self.switches.cutmix) and self.recipe.objective == "classify"
-        if mixing and epoch < self.switches.mix_until * self.recipe.epochs:
-            pixels, targets = mix(pixels, targets, self.data.num_classes, self.switches, draws.mix(i))
+    def _batch(self, draws: EpochDraws, epoch: int, i: int) -> tuple[Any, Tensor]:
+        """Return what the objective shows the model, float32, and targets: int64 (B,) or, mixed, float32 (B, K)."""
+        pixels, switches = self._pixels(draws, i), self.objective.switches
+        targets = self.labels[draws.order[i * self.batch : (i + 1) * self.batch]]
+        mixing = (switches.mixup or switches.cutmix) and self.recipe.objective == "classify"
+        if mixing and epoch < switches.mix_until * self.recipe.epochs:
+            pixels, targets = mix(pixels, targets, self.data.num_classes, switches, draws.mix(i))
         return pixels, targets
 
+    def _pixels(self, draws: EpochDraws, i: int) -> Any:
+        """Return the augmented pixels, or the views, of batch ``i`` of the epoch, made ready together with its neighbours."""
+        first = i - i % self.together
+        if self.ready is None or self.ready[0] is not draws or self.ready[1] != first:
+            last = min(first + self.together, self.steps_per_epoch)
+            places = slice(first * self.batch, last * self.batch)
+            views = self.objective.views(self.images[draws.order[places]], draws, places)
+            batches = [*zip(*(view.split(self.batch) for view in views), strict=True)]
+            self.ready = draws, first, [batch[0] if len(batch) == 1 else batch for batch in batches]
+        return self.ready[2][i - first]
+
     def _forward_loss(
-        self, forward: Callable[[Tensor], Tensor], pixels: Tensor, targets: Tensor, step: int
+        self, forward: Callable[[Any], Any], pixels: Any, targets: Tensor, step: int
     ) -> tuple[Tensor, Tensor | None]:
         torch.manual_seed(derive(self.seed, "step", step))
 
-        def in_half(images: Tensor) -> Any:  # and the loss in float32
+        def in_half(images: Any) -> Any:  # and the loss in float32
             with autocast(self.device):
                 return forward(images)
 

@@ -16,6 +16,7 @@ from vitlib.augment import Augment
 from vitlib.errors import UserError
 from vitlib.losses import build_loss, loss_defaults
 from vitlib.models import check_arguments, model_defaults
+from vitlib.objectives import OBJECTIVES, Distill
 from vitlib.posthoc import PostHoc
 
 NUMERICS = 1
@@ -31,7 +32,8 @@ class Recipe:
     Fields
         name: what the run is called in commands and records; not part of the key.
         model, model_args: passed to :func:`vitlib.create_model`.
-        objective: ``classify``, or ``autoencode`` (plain reconstruction by the original's autoencoder).
+        objective: ``classify``; pre-training without labels by ``autoencode`` (plain reconstruction by the original's
+            autoencoder), ``mae`` or ``dino`` (each by the model of that name).
         protocol: ``study`` trains on 90 % of the training images, draws validation curves and reads
             the test set once at the end; ``refit`` trains on all and reads the test set once;
             ``original`` trains on all and monitors the test accuracy every epoch, as the original did
@@ -61,7 +63,7 @@ class Recipe:
     name: str = field(default="unnamed", compare=False)
     model: str = "vit"
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    objective: Literal["classify", "autoencode"] = "classify"
+    objective: Literal["classify", "autoencode", "mae", "dino"] = "classify"
     protocol: Protocol = "study"
     epochs: int = 100
     batch_size: int = 256
@@ -106,8 +108,34 @@ class Recipe:
         check_arguments(self.model, self.model_args)
         build_loss(self.loss, (1,), **self.loss_args)
         Augment(**self.augment)
+        self._check_objective()
         if self.posthoc:
             PostHoc(**self.posthoc)
+
+    def _check_objective(self) -> None:
+        """Refuse a model, a teacher or a way to imitate it that do not go together."""
+        if self.objective != self.model and (self.model in OBJECTIVES or self.objective in ("mae", "dino")):
+            raise UserError(
+                f"配方 {self.name}：模型 {self.model} 与目标 {self.objective} 不配；mae 与 dino 的模型和目标须同名。"
+            )
+        kind = Distill(**self.distill).kind
+        if self.distill and self.teacher is None:
+            raise UserError(f"配方 {self.name} 写了蒸馏的设定 distill，却没有教师；请给出 teacher。")
+        if self.objective == "classify" and (kind == "token") != bool(self.model_args.get("distill_token")):
+            raise UserError(
+                f"配方 {self.name}：distill 的 kind='token' 与模型的 distill_token=True 须同时给出，或都不给。"
+            )
+        for start in self.starts().values():
+            if self.protocol == "study" != start.protocol:
+                raise UserError(
+                    f"配方 {self.name} 要看验证集，而先训练的 {start.name} 用验证集里的图像训练；"
+                    "请让它也用 protocol='study'。"
+                )
+        if self.teacher is not None and (self.teacher.objective, self.teacher.normalize) != (
+            "classify",
+            self.normalize,
+        ):
+            raise UserError(f"配方 {self.name} 的教师 {self.teacher.name} 须是分类模型，且 normalize 与学生相同。")
 
     def but(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; mappings (``model_args`` and the like) are merged.
@@ -126,9 +154,14 @@ class Recipe:
         return replace(self, **changes)
 
     def starts(self) -> "dict[str, Recipe]":
-        """Return the recipes that are trained before this one, with the same seed, by the field that names them."""
+        """Return the recipes that are trained before this one, by the field that names them."""
         before = {"init_from": self.init_from, "teacher": self.teacher}
         return {role: recipe for role, recipe in before.items() if recipe is not None}
+
+    def before(self, seed: int) -> "list[tuple[str, Recipe, int]]":
+        """Return the runs that are trained before this one of ``seed``: role, recipe, seed; teachers may be several."""
+        runs = {"teacher": Distill(**self.distill).seeds}
+        return [(role, start, seed + i) for role, start in self.starts().items() for i in range(runs.get(role, 1))]
 
     def spec(self) -> dict[str, Any]:
         """Return the canonical form: JSON-able, defaults left out, without the name."""
@@ -143,6 +176,8 @@ class Recipe:
                 value = _given(value, loss_defaults(self.loss))
             elif item.name == "augment":
                 value = Augment(**value).switches()
+            elif item.name == "distill":
+                value = Distill(**value).given()
             elif isinstance(value, Recipe):
                 value = value.spec()
             elif isinstance(item.default, float):

@@ -23,6 +23,7 @@ from vitlib.device import autocast_dtype, describe, pick
 from vitlib.engine import Outcome, Trainer
 from vitlib.errors import UserError
 from vitlib.models import count
+from vitlib.objectives import Ensemble
 from vitlib.paths import PACKAGE, results_dir, runs_dir
 from vitlib.progress import Progress
 from vitlib.recipe import NUMERICS, Recipe
@@ -74,12 +75,13 @@ class Store:
         if data.num_classes > 256:
             raise UserError(f"数据有 {data.num_classes} 个类别，而运行记录至多容纳 256 个；请合并或减少类别。")
         device = device or pick()
-        before = {
-            role: self.get(start, seed, data, device=device, deadline=deadline, show=show, weights=True)
-            for role, start in recipe.starts().items()
-        }
-        start = before["init_from"].load_state() if "init_from" in before else None
-        teacher = before["teacher"].load_model() if "teacher" in before else None
+        before = [
+            (role, self.get(start, its_seed, data, device=device, deadline=deadline, show=show, weights=True))
+            for role, start, its_seed in recipe.before(seed)
+        ]
+        start = next((run.load_state() for role, run in before if role == "init_from"), None)
+        teachers = [run.load_model() for role, run in before if role == "teacher"]
+        teacher = Ensemble(teachers) if teachers else None
         key = recipe.key(seed, data.fingerprint)
         work = self.root / f"{key}.work"
         try:

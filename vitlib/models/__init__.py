@@ -8,8 +8,11 @@ from torch import nn
 
 from ..errors import UserError
 from .a_vit import AdaptiveViT
+from .cnn import CNN
 from .cost import Cost, count, layers
+from .dino import DINO
 from .dynamic_vit import DynamicViT
+from .mae import MAE
 from .original import OriginalViT
 from .tome import MergingViT
 from .vit import ViT
@@ -31,6 +34,9 @@ MODELS: dict[str, type[nn.Module]] = {
     "dynamic_vit": DynamicViT,
     "a_vit": AdaptiveViT,
     "tome": MergingViT,
+    "cnn": CNN,
+    "mae": MAE,
+    "dino": DINO,
 }
 
 
@@ -115,6 +121,10 @@ def _check_together(given: dict[str, typing.Any]) -> None:
         raise UserError(f"d_model={width} 不能被 num_heads={heads} 整除：每个注意力头须分到同样的宽度。")
     if side % patch:
         raise UserError(f"img_size={side} 不能被 patch_size={patch} 整除：图像须恰好切成整数个图像块。")
+    if given.get("decoder_width", 0) % 4:
+        raise UserError(f"decoder_width={given['decoder_width']} 须是 4 的倍数：解码器有 4 个注意力头。")
+    if given.get("small_side", patch) % patch:
+        raise UserError(f"small_side={given['small_side']} 不能被 patch_size={patch} 整除。")
     if given.get("pos") == "sincos" and width % 4:
         raise UserError(f"pos='sincos' 需要 d_model 是 4 的倍数，现在是 {width}。")
     if given.get("stem") == "conv" and (patch < 2 or patch & (patch - 1)):
