@@ -30,6 +30,10 @@ DEFAULTS = {
         "layer_scale": None,
         "registers": 0,
         "head_dim": 0,
+        "norm": "layer",
+        "scale": "head",
+        "local_attention": False,
+        "distill_token": False,
     },
 }
 
