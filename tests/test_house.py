@@ -29,6 +29,7 @@ RUN_BY_NAME = {
     "jupyterlab": "make lab",
     "ipykernel": "the kernel that papermill starts",
     "brotli": "fonttools imports it for WOFF2",
+    "onnxscript": "torch.onnx.export imports it",
     "ipywidgets": "tqdm draws progress bars with it in a notebook",
     "ziamath": "its font is found without importing it",
     "ruff": "make lint", "mypy": "make lint", "pre-commit": "CONTRIBUTING.md", "nbstripout": "pre-commit",

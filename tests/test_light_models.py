@@ -1,13 +1,13 @@
 """DynamicViT, A-ViT and structured pruning: neutral settings change nothing, and what is left out is really gone."""
 
 import pytest
-import toy
 import torch
+import toy
 from torch import nn
 
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
-from vitlib.models.transfer import channel_norms, cut, head_norms, take_over
+from vitlib.models.transfer import cut, take_over
 from vitlib.store import Store
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 4, "ffn_hidden_channels": 24, "img_size": 16}
@@ -154,17 +154,6 @@ def test_the_most_important_heads_and_channels_stay():
     with torch.no_grad():
         torch.testing.assert_close(small.eval()(images()), base(images()), atol=1e-5, rtol=1e-5)
     assert count(small).params < count(base).params and count(small).flops < count(base).flops
-
-
-def test_importance_equals_torch_pruning():
-    tp = pytest.importorskip("torch_pruning")
-    base = build()
-    graph = tp.DependencyGraph().build_dependency(base, images(1))
-    fc1 = base.blocks[1].ffn.fc1
-    group = graph.get_pruning_group(fc1, tp.prune_linear_out_channels, idxs=list(range(24)))
-    theirs = tp.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None, bias=True)(group)
-    torch.testing.assert_close(channel_norms(base.state_dict(), 1), theirs.float(), atol=1e-4, rtol=1e-4)
-    assert head_norms(base.state_dict(), 1, 8).shape == (2,)
 
 
 def test_a_pruned_model_is_trained_from_its_base_by_the_store(tmp_path):

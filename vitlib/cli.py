@@ -251,7 +251,7 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
         for row in facts["files"]:
             print(
                 f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张测试图像中 {row['same_answers']:.2%} 答案相同，"
-                f"logit 最多相差 {row['largest_difference']:.1g}"
+                f"{row['close_logits']:.2%} 的 logit 一致（中位数相差 {row['difference']:.1g}）"
             )
     return facts
 

@@ -52,17 +52,19 @@ class Trained:
 
 
 def load_trained(name: str) -> Trained:
-    """Load a published model by name (such as ``best``) or a weights file by path.
+    """Load a published model by name (such as ``best``) or a weights or ONNX file by path.
 
     Raises UserError when neither is there, or the file is not one that this package wrote.
     """
-    path = weights_dir() / f"{name}.safetensors"
-    if not path.exists():
-        path = Path(name).expanduser()
-        if not path.is_file():
-            names = sorted(p.stem for p in weights_dir().glob("*.safetensors"))
-            known = f"已发布的模型有：{'、'.join(names)}" if names else "目前没有已发布的模型"
-            raise UserError(f"找不到模型 {name}：它既不是已发布的名字，也不是权重文件；{known}。")
+    published = {p.stem: p for kind in ("onnx", "safetensors") for p in weights_dir().glob(f"*.{kind}")}
+    path = published.get(name) or Path(name).expanduser()
+    if not path.is_file():
+        known = f"已发布的模型有：{'、'.join(sorted(published))}" if published else "目前没有已发布的模型"
+        raise UserError(f"找不到模型 {name}：它既不是已发布的名字，也不是权重文件；{known}。")
+    if path.suffix == ".onnx":
+        from vitlib.light.export import load_onnx
+
+        return load_onnx(path)
     state, story = load_weights(path)
     try:
         recipe = Recipe.from_spec(story["recipe"], story["name"])

@@ -1,5 +1,7 @@
 """What a model costs: parameters, floating-point operations, and a table of its layers."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,12 +37,22 @@ def count(model: nn.Module, image_size: int = 32, in_channels: int = 3) -> Cost:
     training = model.training
     model.eval()
     try:
-        # the plain kernel, because the counter does not know every fused one
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            functional_call(model, shapes, (image,))
+        flops = _flops(lambda: functional_call(model, shapes, (image,)))
     finally:
         model.train(training)
-    return Cost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())
+    return Cost(sum(parameter.numel() for parameter in model.parameters()), flops)
+
+
+def count_on(model: nn.Module, images: torch.Tensor) -> float:
+    """Return the mean FLOPs of the images, float (B, C, S, S), one by one: where the work depends on the image."""
+    return sum(_flops(functools.partial(model, image)) for image in images.split(1)) / len(images)
+
+
+def _flops(run: Callable[[], object]) -> int:
+    # the plain kernel, because the counter does not know every fused one
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def layers(model: nn.Module, image_size: int = 32, in_channels: int = 3, depth: int = 2) -> "pandas.DataFrame":

@@ -87,7 +87,7 @@ class DynamicViT(ViT):
                 least = max(1, round(patches * self.keep_ratio ** (len(after) + 1)))
                 if gather:
                     best = scores[..., 0].topk(least).indices.sort().values + prefix
-                    stay = torch.cat([best.new_tensor(range(prefix)).expand(len(best), -1), best], dim=1)
+                    stay = torch.cat([best.new_tensor(range(prefix)).expand(best.shape[0], -1), best], dim=1)
                     tokens = tokens.gather(1, repeat(stay, "B n -> B n D", D=tokens.shape[2]))
                     after.append(best)
                     weight = None

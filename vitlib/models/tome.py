@@ -9,7 +9,6 @@ M = N - P patch tokens, D width (d_model), h heads, d = D/h width of a head.
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -29,7 +28,7 @@ def bipartite_matching(features: Tensor, r: int) -> Tensor:
     similarity = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
     closeness, partner = similarity.max(dim=-1)
     merging = closeness.topk(r, dim=-1).indices
-    own = repeat(torch.arange(features.shape[1], device=features.device), "M -> B M", B=len(features))
+    own = torch.arange(features.shape[1], device=features.device).expand(features.shape[0], -1)
     target = own.scatter(1, 2 * merging, 2 * partner.gather(1, merging) + 1)
     place = (target == own).cumsum(dim=1) - 1
     return place.gather(1, target)
@@ -40,10 +39,10 @@ def merge(tokens: Tensor, size: Tensor, place: Tensor, left: int) -> tuple[Tenso
 
     The size of a token is the number of patches in it.
     """
-    new_size = size.new_zeros(len(size), left).scatter_add(1, place, size)
+    new_size = size.new_zeros(size.shape[0], left).scatter_add(1, place, size)
     # as a product with a matrix of weights: for 64 tokens several times faster than scattering D channels
     share = (size / new_size.gather(1, place))[:, None]
-    weights = size.new_zeros(len(size), left, size.shape[1]).scatter(1, place[:, None], share)
+    weights = size.new_zeros(size.shape[0], left, size.shape[1]).scatter(1, place[:, None], share)
     return weights.to(tokens.dtype) @ tokens, new_size
 
 
@@ -57,7 +56,7 @@ def encode(model: ViT, tokens: Tensor, r: int) -> tuple[Tensor, Tensor | None, T
     prefix = model.num_prefix_tokens
     size: Tensor | None = None
     patches = torch.arange(tokens.shape[1] - prefix, device=tokens.device)
-    groups = repeat(patches, "M -> B M", B=len(tokens))
+    groups = patches.expand(tokens.shape[0], -1)
     for block in model.blocks:
         assert isinstance(block, Block)
         q, k, v = block.attention.split_heads(block.norm1(tokens))

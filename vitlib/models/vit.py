@@ -182,7 +182,7 @@ class ViT(EncoderModel):
             )
         tokens = self.positions(rearrange(self.stem(images), "B D y x -> B (y x) D"))
         if self.prefix_tokens is not None:
-            tokens = torch.cat([self.prefix_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.prefix_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.dropout(tokens)
 
     def encode(self, tokens: Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""Lighter after training: pruned and quantised weights, exported files, and attention by every kernel."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch_pruning
+import toy
+from torch import nn
+
+from vitlib import latency
+from vitlib.cli import main
+from vitlib.errors import UserError
+from vitlib.evaluate import predict
+from vitlib.light import kernels, prune, quantize
+from vitlib.light.export import CPU, OnnxModel, export, load_onnx, to_onnx
+from vitlib.models import count, create_model
+from vitlib.models.cost import count_on
+from vitlib.models.transfer import channel_norms, head_norms
+from vitlib.store import Store
+from vitlib.weights import load_trained, save_weights
+
+LIGHT = toy.PLAIN.but(
+    name="toy-light", model="dynamic_vit", model_args={"keep_ratio": 0.5, "num_layers": 2}, epochs=20, batch_size=16
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained DynamicViT, its test images, and a folder with its weights and its ONNX file."""
+    folder, data = tmp_path_factory.mktemp("light"), toy.toy(train=240, test=90)
+    run = Store(folder / "runs", folder / "published").get(LIGHT, 0, data, show=False)
+    save_weights(folder / "light.safetensors", run.load_state(), run.record)
+    model = load_trained(str(folder / "light.safetensors"))
+    facts = export(model, data.test.images, folder / "light.onnx")
+    return model, data.test, folder, facts
+
+
+def accuracy(model, images):
+    logits = predict(model, images.images, device=CPU, normalize="half", precision="float32")
+    return float((logits.argmax(1) == images.labels).double().mean())
+
+
+# ------------------------------------------------------------ export
+
+
+def test_both_files_give_pytorchs_answers_for_any_batch(trained):
+    model, _, folder, facts = trained
+    assert facts["images"] == 90 and [Path(row["path"]).suffix for row in facts["files"]] == [".onnx", ".pt2"]
+    assert all(row["difference"] < 1e-5 and row["same_answers"] > 0.98 for row in facts["files"]), facts
+    pixels = torch.randn(7, 3, 16, 16)
+    with torch.no_grad():
+        for part in (pixels, pixels[:1]):
+            torch.testing.assert_close(OnnxModel(folder / "light.onnx")(part), model.model(part), atol=1e-4, rtol=1e-4)
+
+
+def test_a_light_model_survives_the_round_trip_and_predicts(trained, tmp_path, capsys, monkeypatch):
+    model, test, folder, _ = trained
+    again = load_trained(str(folder / "light.onnx"))
+    assert again.class_names == model.class_names and again.recipe == model.recipe
+    assert accuracy(again.model, test) == accuracy(model.model, test) > 0.9
+    from PIL import Image
+
+    picture = tmp_path / "one.png"
+    Image.fromarray(test.images[0].permute(1, 2, 0).numpy()).save(picture)
+    for name in ("light.onnx", "light.safetensors"):
+        assert main(["predict", str(picture), "--model", str(folder / name), "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["predictions"]
+        assert row["class"] == model.class_names[int(test.labels[0])]
+
+
+def test_a_foreign_file_is_told_in_one_line(tmp_path):
+    broken, foreign = tmp_path / "broken.onnx", tmp_path / "foreign.onnx"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="不是完好的 ONNX"):
+        load_onnx(broken)
+    to_onnx(nn.Flatten(), 16, foreign)
+    with pytest.raises(UserError, match="没有说明类别"):
+        load_onnx(foreign)
+
+
+def test_a_model_whose_work_depends_on_the_image_is_not_exported(tmp_path):
+    with pytest.raises(UserError, match="A-ViT"):
+        to_onnx(create_model("a_vit", **toy.TINY), 32, tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------ fewer bits
+
+
+@pytest.mark.parametrize("how", ["dynamic", "static", "weights 8", "weights 4"])
+def test_quantised_accuracy_stays_within_a_bound(trained, how, tmp_path):
+    model, test, folder, _ = trained
+    source, out = folder / "light.onnx", tmp_path / "q.onnx"
+    if how == "static":
+        parts = quantize.modules(source)
+        assert {"stem", "blocks.0", "blocks.1", "head"} <= parts.keys()
+        quantize.static(source, out, test.images[:40], "half", but=["stem"])
+        left = {node.name for node in onnx.load(out).graph.node}
+        assert set(parts["stem"]) <= left
+    elif how == "dynamic":
+        quantize.dynamic(source, out)
+    else:
+        quantize.weight_only(source, out, int(how[-1]))
+    assert accuracy(OnnxModel(out), test) >= accuracy(model.model, test) - 0.05
+    assert {node.op_type for node in onnx.load(out).graph.node} & {
+        "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QuantizeLinear", "MatMulNBits",
+    }  # fmt: skip
+
+
+def test_sensitivity_is_measured_module_by_module(trained):
+    _, test, folder, _ = trained
+    errors = quantize.sensitivity(folder / "light.onnx", test.images[:20], "half")
+    assert errors.keys() == quantize.modules(folder / "light.onnx").keys()
+    assert all(0 <= error < 0.5 for error in errors.values()) and max(errors.values()) > 0
+
+
+# ------------------------------------------------------------ fewer weights
+
+
+def test_magnitude_pruning_zeroes_the_smallest_weights_and_leaves_the_model_alone(trained):
+    model = trained[0].model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert toy.same(prune.magnitude(model, 0.0).state_dict(), before)
+    half = prune.magnitude(model, 0.5)
+    assert toy.same(model.state_dict(), before) and count(half) == count(model)
+    linear = torch.cat([module.weight.flatten() for module in half.modules() if isinstance(module, nn.Linear)])
+    kept = linear[linear != 0].abs().min()
+    full = torch.cat([module.weight.flatten() for module in model.modules() if isinstance(module, nn.Linear)])
+    assert abs((linear == 0).double().mean() - 0.5) < 0.01 and (full.abs()[linear == 0] <= kept).all()
+    assert prune.packed_bytes(half) < 0.75 * prune.packed_bytes(model)
+    with pytest.raises(UserError, match=r"1\.5"):
+        prune.magnitude(model, 1.5)
+
+
+def test_importance_equals_torch_prunings():
+    torch.manual_seed(0)
+    base = create_model("vit", **{**toy.TINY, "num_layers": 2}).eval()
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        base, torch.zeros(1, 3, 32, 32), unwrapped_parameters=[(base.positions.table, 2)]
+    )
+    fc1 = base.blocks[1].ffn.fc1
+    group = graph.get_pruning_group(fc1, torch_pruning.prune_linear_out_channels, idxs=list(range(fc1.out_features)))
+    measure = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None, bias=True)
+    torch.testing.assert_close(channel_norms(base.state_dict(), 1), measure(group), atol=1e-6, rtol=1e-5)
+    assert head_norms(base.state_dict(), 1, 8).shape == (2,)
+
+
+# ------------------------------------------------------------ what it costs
+
+
+def test_operations_are_counted_on_what_really_runs():
+    torch.manual_seed(0)
+    model, halting = create_model("vit", **toy.TINY), create_model("a_vit", **{**toy.TINY, "num_layers": 3}).eval()
+    images = torch.randn(3, 3, 32, 32)
+    assert count_on(model.eval(), images) == count(model).flops
+    halting.blocks[0].ffn.fc2.bias.data[0] = 30.0  # all tokens halt after the first block
+    assert count_on(halting, images) < 0.5 * count(halting).flops
+
+
+def test_threads_are_set_for_a_while():
+    before = torch.get_num_threads()
+    with latency.threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_each_kernel_proves_that_it_ran_or_says_why_not():
+    rows = {name: kernels.measure(name, 64, CPU, heads=2, width=8, rounds=2) for name in kernels.KERNELS}
+    for name in ("逐步计算", "SDPA math", "SDPA flash"):
+        assert rows[name].seconds > 0 and rows[name].bytes > 0 and kernels.KERNELS[name][1] in rows[name].ran
+    assert rows["逐步计算"].bytes >= 2 * 64 * 64 * 4 > rows["SDPA flash"].bytes - 64 * 16 * 4
+    assert "没有这个后端" in rows["SDPA cuDNN"].reason and np.isnan(rows["SDPA cuDNN"].seconds)
+
+
+def test_a_fallback_is_never_timed_under_anothers_name(monkeypatch):
+    monkeypatch.setitem(kernels.KERNELS, "xFormers", (kernels.naive, "xformers"))
+    row = kernels.measure("xFormers", 16, CPU, rounds=1)
+    assert "实际运行的不是它" in row.reason and np.isnan(row.seconds)
+    monkeypatch.setitem(kernels.KERNELS, "wrong", (lambda q, k, v: v.softmax(-1), "aten::softmax"))
+    assert "相差" in kernels.measure("wrong", 16, CPU, rounds=1).reason

@@ -1,0 +1,122 @@
+"""A trained model as a file for other programs: ONNX and ``torch.export``, checked against PyTorch.
+
+Letters in shapes: B images (any number), C channels, S side of an image, K classes.
+"""
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from vitlib.augment import to_float
+from vitlib.errors import UserError
+from vitlib.evaluate import predict
+from vitlib.models.a_vit import AdaptiveViT
+from vitlib.recipe import Recipe
+from vitlib.weights import Trained
+
+CPU = torch.device("cpu")
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file run by ONNX Runtime on the CPU: images (B, C, S, S) -> logits (B, K), float32.
+
+    ``threads`` 0 leaves the number to the runtime.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no common base but this one
+            raise UserError(f"{path} 不是完好的 ONNX 文件（{error}），请重新导出它。") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {"images": images.cpu().numpy()})[0])
+
+
+def trace(model: nn.Module, image_size: int) -> torch.export.ExportedProgram:
+    """Return the model, in evaluation mode, as a program for any number of images (B, 3, S, S)."""
+    if isinstance(model, AdaptiveViT) and model.halting:
+        raise UserError("A-ViT 的词元何时停下由图像决定，不能导出为固定的计算图；请导出别的模型。")
+    batch = torch.export.Dim("batch")
+    images = torch.zeros(2, 3, image_size, image_size)
+    return torch.export.export(model.eval(), (images,), dynamic_shapes=({0: batch},))
+
+
+def to_onnx(model: nn.Module, image_size: int, path: Path, story: dict[str, Any] | None = None) -> Path:
+    """Write the model to an ONNX file with input ``images`` and output ``logits``; ``story`` goes with it."""
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            trace(model, image_size), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
+        )
+    assert program is not None
+    return write(program.model_proto, path, story)
+
+
+def write(proto: onnx.ModelProto, path: Path, story: dict[str, Any] | None = None) -> Path:
+    """Write an ONNX model at once or not at all, with its story where one is given."""
+    if story is not None:
+        onnx.helper.set_model_props(proto, {"story": json.dumps(story)})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        onnx.save(proto, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load_onnx(path: Path) -> Trained:
+    """Return a model that :func:`export` wrote; raises UserError for any other file."""
+    model = OnnxModel(path)
+    try:
+        story = json.loads(model.session.get_modelmeta().custom_metadata_map["story"])
+        recipe = Recipe.from_spec(story["recipe"], story["name"])
+        return Trained(model, recipe, tuple(story["class_names"]), story["image_size"], story)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} 不是 vitlib export 写出的：它没有说明类别与预处理。") from error
+
+
+def export(trained: Trained, images: Tensor, path: Path) -> dict[str, Any]:
+    """Write ``path`` (.onnx) and its neighbour .pt2 and compare both with PyTorch on uint8 images (N, C, S, S).
+
+    Returns per file its ``path``, ``bytes``, the median image's ``difference`` (largest over its logits), and
+    the shares (0-1) of images with the ``same_answers`` and with ``close_logits`` (within a thousandth of the
+    largest one). Where tokens are chosen, rounding may tip a choice between two nearly equal ones, in a few
+    images. Raises UserError when more than one image in 20 is not close.
+    """
+    expected = predict(trained.model, images, device=CPU, normalize=trained.recipe.normalize, precision="float32")
+    to_onnx(trained.model, trained.image_size, path, dict(trained.story))
+    program = path.with_suffix(".pt2")
+    torch.export.save(trace(trained.model, trained.image_size), program)
+    rows = []
+    for file, model in ((path, OnnxModel(path)), (program, torch.export.load(program).module())):
+        logits = predict(model, images, device=CPU, normalize=trained.recipe.normalize, precision="float32")
+        gap = (logits - expected).abs().amax(dim=1)
+        close = float((gap <= 1e-3 * expected.abs().max()).double().mean())
+        if close < 0.95:
+            raise UserError(
+                f"{file} 有 {1 - close:.1%} 的图像与 PyTorch 的结果不符，超过舍入误差；请换一个 torch 或 onnx 的版本再试。"
+            )
+        same = float((logits.argmax(1) == expected.argmax(1)).double().mean())
+        row = {"path": str(file), "bytes": file.stat().st_size, "difference": float(gap.median())}
+        rows.append(row | {"same_answers": same, "close_logits": close})
+    return {"images": len(images), "files": rows}
+
+
+def batches(images: Tensor, normalize: str, size: int = 32) -> list[dict[str, np.ndarray]]:
+    """Return uint8 images as the inputs of ONNX Runtime, for calibration."""
+    return [{"images": to_float(part, normalize).numpy()} for part in images.split(size)]
