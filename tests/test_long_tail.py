@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from toy import toy
+
 from vitlib.data import long_tail
 from vitlib.errors import UserError
 

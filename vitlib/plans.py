@@ -6,14 +6,16 @@ A profile shrinks images, epochs and seeds, and nothing else: the models keep th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from vitlib import recipes
+from vitlib import knobs, recipes, remedies
 from vitlib.data import Dataset, long_tail
 from vitlib.data.long_tail import lt_ratios
 from vitlib.errors import UserError
+from vitlib.light import recipes as light
 from vitlib.models import count, create_model
 from vitlib.recipe import Recipe
 
@@ -21,8 +23,12 @@ TIERS = {
     1: "最佳配方与原系统",
     2: "它们的第二个种子",
     3: "2.3 消融",
-    4: "2.2 类别不平衡，第一层的第三个种子",
+    4: "第一层的第三个种子",
     5: "2.4 轻量化与消融的更多种子",
+    6: "2.2 类别不平衡：对策的组合、对照与其他对策",
+    7: "它们的第二个种子",
+    8: "它们的第三个种子",
+    9: "2.2 长尾数据与掩码预训练",
 }
 
 
@@ -62,7 +68,7 @@ class Profile:
     test_images: int | None = None
     epochs: tuple[tuple[str, int], ...] = ()
     seeds: int = 3
-    tier: int = 5
+    tier: int = max(TIERS)
     thin: bool = False
 
     def takes(self, entry: Entry, seed: int = 0) -> bool:
@@ -74,7 +80,8 @@ class Profile:
         epochs = dict(self.epochs).get("original" if recipe.model == "original" else "vit")
         if epochs is None:
             return recipe
-        epochs = epochs if recipe.epochs else 0  # a run that only corrects another trains no epoch here either
+        if recipe.transfer == "all":  # a fine-tuning is short; one that only corrects trains no epoch here either
+            epochs = max(1, epochs // 5) if recipe.epochs else 0
         before = {role: start and self.fit(start) for role, start in recipe.starts().items()}
         return recipe.but(epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 5), **before)
 
@@ -92,15 +99,65 @@ PROFILES = {
 }
 
 
-KNOBS = {
-    "patch_size": "图像块大小", "d_model": "嵌入维数", "num_heads": "注意力头数", "num_layers": "块数",
-}  # fmt: skip
+def knob(name: str, value: Any, full_only: bool = False) -> Entry:
+    """Return an entry of 2.3: the modern ViT with one argument of the model changed."""
+    return Entry(knobs.told(name, value), knobs.modern(**{name: value}), 3, (3, 5), full_only)
 
 
-def _knob(name: str, value: int, full_only: bool = False) -> Entry:
-    """Return an entry of 2.3: the modern ViT with one argument changed; its further seeds come last."""
-    recipe = recipes.VIT.but(name=f"vit-{name}-{value}".replace("_", "-"), model_args={name: value})
-    return Entry(f"{KNOBS[name]} {value}", recipe, 3, (5,), full_only)
+def _knobs() -> list[Entry]:
+    """Return the entries of 2.3: the modern ViT's settings, the original's, and the latter with a linear classifier."""
+    later = (3, 5)
+    out = [
+        Entry("现代 ViT", knobs.BASE, 3, later),
+        Entry("原系统", knobs.ORIGINAL, 3, later),
+        Entry("原系统，线性分类头", knobs.linear(knobs.ORIGINAL), 3, later),
+    ]
+    for name, (_, brief, more) in knobs.KNOBS.items():
+        out += [knob(name, value) for value in brief] + [knob(name, value, full_only=True) for value in more]
+    for width in (64, 128, 512):
+        both = knobs.modern(d_model=width, ffn_hidden_channels=2 * width)
+        out.append(Entry(f"{knobs.COUPLED} {width}", both, 3, later, full_only=width != 64))
+    for name, by_value in (knobs.SETTINGS | {"patch_size": knobs.PATCHES}).items():
+        for value, recipe in by_value.items():
+            slow = value not in (8, 16, 64) or name == "num_heads"
+            if recipe is not knobs.ORIGINAL:
+                out.append(Entry(f"原系统，{knobs.told(name, value)}", recipe, 3, later, slow))
+            if recipe is not knobs.ORIGINAL and name != "num_heads":  # a classifier knows nothing of heads
+                label = f"原系统，线性分类头，{knobs.told(name, value)}"
+                out.append(Entry(label, knobs.linear(recipe), 3, later, slow))
+    return out
+
+
+def _combinations(family: str, title: str) -> list[Entry]:
+    """Return the entries of 2.2 with the original's four remedies on and off; a processor has time for two of them."""
+    return [
+        Entry(
+            f"{title}：{remedies.told(chosen)}", remedies.combination(family, chosen), 6, (7, 8),
+            full_only=family == "original" or not chosen <= set("AW"),
+        )
+        for chosen in remedies.SUBSETS
+    ]  # fmt: skip
+
+
+def _remedies() -> list[Entry]:
+    """Return the entries of 2.2 with what the original lacked: on the data as it is, and cut to long tails."""
+    brief = {"分类头重训（cRT）", *remedies.FREE}
+    out = [
+        Entry(label, remedies.remedied(label), 6, (7, 8), full_only=label not in brief)
+        for label in remedies.LACKED
+        if label != "类别加权"  # one of the combinations
+    ]
+    for factor in remedies.FACTORS:
+        tail: dict[str, Recipe] = {"交叉熵": remedies.BASE, "四项全用": remedies.NEW_ALL}
+        tail |= {label: remedies.remedied(label) for label in remedies.LACKED if label not in remedies.MILD_ONLY}
+        out += [
+            Entry(
+                f"IF {factor}：{label}", remedies.on_tail(recipe, factor), 9, factor=factor,
+                full_only=factor != 100 or label not in {"交叉熵", *remedies.FREE},
+            )
+            for label, recipe in tail.items()
+        ]  # fmt: skip
+    return out
 
 
 SECTIONS: dict[str, list[Entry]] = {
@@ -114,26 +171,23 @@ SECTIONS: dict[str, list[Entry]] = {
         Entry("原系统（vanilla）", recipes.VANILLA, 1, (2, 4)),
         Entry("原系统（improved）", recipes.IMPROVED, 1, (2, 4)),
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
-        Entry(
-            "现代 ViT + 类别加权",
-            recipes.VIT.but(name="vit-weighted", loss_args={"weighting": "balanced"}),
-            4,
-        ),
+        *_combinations("original", "原系统"),
+        *_combinations("vit", "现代 ViT"),
+        *(Entry(label, recipe, 6, (7, 8), full_only=True) for label, recipe in remedies.CONTROLS.items()),
+        *_remedies(),
     ],
     "2.3": [
         Entry("原系统（图像块 16，遇非有限值即停）", recipes.PATCH16, 1, (2, 4)),
         Entry("原系统（图像块 16，照原样继续）", recipes.PATCH16_ON, 1, (2, 4)),
         Entry("原系统（图像块 16，更正随机失活）", recipes.PATCH16_FIXED, 1, (2, 4)),
-        Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
-        _knob("patch_size", 8),
-        _knob("patch_size", 16),
-        _knob("patch_size", 2, full_only=True),
-        _knob("d_model", 128),
-        _knob("num_heads", 2),
-        _knob("num_heads", 8, full_only=True),
-        _knob("num_layers", 3),
+        Entry("原系统（improved）", recipes.IMPROVED, 1, (2, 4)),
+        *_knobs(),
     ],
-    "2.4": [Entry("现代 ViT", recipes.VIT, 1, (2, 4))],
+    "2.4": [
+        Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
+        Entry("最佳配方", recipes.BEST, 1, (2, 4)),
+        *(Entry(label, recipe, 5, full_only=not brief) for label, recipe, brief in light.METHODS),
+    ],
 }
 
 
@@ -148,6 +202,7 @@ class Job:
     factor: float = 0.0
 
 
+@lru_cache(maxsize=4)  # many jobs ask for the same cut
 def tailed(data: Dataset, factor: float) -> Dataset:
     """Return the data that an entry or a job of this ``factor`` trains on."""
     return long_tail(data, factor) if factor else data
@@ -192,7 +247,8 @@ def costs(todo: Sequence[Job]) -> dict[str, int]:
         recipe = waiting.pop()
         if recipe.name not in out:
             with torch.device("meta"):
-                out[recipe.name] = count(create_model(recipe.model, **recipe.model_args)).flops
+                model = create_model(recipe.model, **recipe.model_args)
+            out[recipe.name] = int(count(model).flops * getattr(model, "passes", 1))
         waiting += recipe.starts().values()
     return out
 
@@ -207,10 +263,11 @@ def prices(todo: Sequence[Job], images: int, flops_per_second: float) -> dict[in
         if key in paid:
             return 0.0
         paid.add(key)
-        answers = cost[recipe.teacher.name] if recipe.teacher else 0  # a teacher only looks: a third of a step
+        before = recipe.before(seed)
+        answers = sum(cost[it.name] for role, it, _ in before if role == "teacher")  # it only looks: a third of a step
         share = sum(lt_ratios(factor, "exp")) / 10 if factor else 1.0  # as if ten classes were equal before the cut
         step = (3.0 * cost[recipe.name] + answers) * images * share / flops_per_second
-        return step * recipe.epochs + sum(seconds(start, seed, factor) for start in recipe.starts().values())
+        return step * recipe.epochs + sum(seconds(start, its_seed, factor) for _, start, its_seed in before)
 
     out: dict[int, float] = {}
     for job in todo:
