@@ -111,6 +111,9 @@ RECIPES = {
 
 def recipe_named(name: str) -> Recipe:
     """Return a named recipe; raises UserError with the names there are."""
-    if name not in RECIPES:
-        raise UserError(f"没有叫 {name} 的配方；可用的配方：{'、'.join(RECIPES)}。")
-    return RECIPES[name]
+    from vitlib.light.recipes import METHODS  # which builds on the recipes above
+
+    known = RECIPES | {recipe.name: recipe for _, recipe, _ in METHODS}
+    if name not in known:
+        raise UserError(f"没有叫 {name} 的配方；可用的配方：{'、'.join(known)}。")
+    return known[name]

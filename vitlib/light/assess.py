@@ -1,0 +1,60 @@
+"""What lightening costs and gains: answers of variants on images, and the verdict on a loss of accuracy."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitlib.data import LabeledImages
+from vitlib.evaluate import predict
+from vitlib.light import quantize
+from vitlib.light.export import CPU
+from vitlib.stats import FEWEST_SEEDS, Comparison
+
+LOSS, WORST = 0.003, 0.010  # the mean loss of accuracy and its upper bound that count as "no clear loss"
+
+
+def correct(model: nn.Module | Callable[[Tensor], Tensor], images: LabeledImages, normalize: str) -> np.ndarray:
+    """Return whether each image is classified rightly, bool (N,), in float32 on the CPU."""
+    logits = predict(model, images.images, device=CPU, normalize=normalize, precision="float32")
+    return (logits.argmax(1) == images.labels).numpy()
+
+
+def keeps_accuracy(comparison: Comparison) -> str:
+    """Judge a light model minus its base: 是 where the loss is at most ``LOSS`` and its bound at most ``WORST``."""
+    if min(comparison.seeds) < FEWEST_SEEDS:
+        return "证据不足"
+    return "是" if -comparison.difference <= LOSS and -comparison.low <= WORST else "否"
+
+
+def smaller_pictures(model: nn.Module, side: int) -> Callable[[Tensor], Tensor]:
+    """Return the model on pictures shrunk to ``side``: fewer tokens, their positions interpolated."""
+    return lambda images: model(F.interpolate(images, size=(side, side), mode="bilinear", antialias=True))
+
+
+def fewer_bits(path: Path, images: Tensor, normalize: str, errors: dict[str, float]) -> dict[str, Path]:
+    """Write every quantised version of an ONNX file beside it; return them by their names for readers.
+
+    Calibrated on uint8 ``images`` (N, C, S, S); ``errors`` are :func:`vitlib.light.quantize.sensitivity`'s, and
+    the most sensitive module stays in float in one version.
+    """
+    out = {name: path.with_name(f"{path.stem}-{i}.onnx") for i, name in enumerate(FORMS)}
+    worst = max(errors, key=lambda module: errors[module])
+    quantize.dynamic(path, out["int8 动态"])
+    quantize.static(path, out["int8 静态"], images, normalize)
+    quantize.static(path, out["int8 静态，留一处浮点"], images, normalize, but=[worst])
+    quantize.weight_only(path, out["权重 int8"], 8)
+    quantize.weight_only(path, out["权重 int4"], 4)
+    return out
+
+
+FORMS = ("int8 动态", "int8 静态", "int8 静态，留一处浮点", "权重 int8", "权重 int4")
+
+
+def one_of_each(images: LabeledImages, count: int) -> Tensor:
+    """Return the first picture of each of the first ``count`` classes, uint8 (n, C, S, S)."""
+    first = [torch.nonzero(images.labels == c).flatten()[:1] for c in range(count)]
+    return images.images[torch.cat(first)]

@@ -1,0 +1,77 @@
+"""Figures of section 2.4: the trade-off in three measures, what becomes of the patches, the kernels of attention."""
+
+import math
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from vitlib.light.kernels import Row
+from vitlib.pictures import WIDTH
+from vitlib.plots import MARKERS, _legend_below, _palette
+
+
+def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
+    """Accuracy against latency, each model a disc whose area is its file's size, with its number beside it.
+
+    Columns of ``table``: ``label``, ``accuracy`` (0-1), ``seconds``, ``bytes``. ``baselines`` are hollow. The
+    numbers stand in the legend.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
+    colours = _palette(table["label"])
+    columns = (table["label"], 1e3 * table["seconds"], 100 * table["accuracy"], table["bytes"] / table["bytes"].max())
+    for number, (label, x, y, share) in enumerate(zip(*map(list, columns), strict=True), start=1):
+        ax.scatter(
+            x, y, s=max(12.0, 420 * share), alpha=0.75, linewidths=1.4, edgecolor=colours[label],
+            facecolor="none" if label in baselines else colours[label], label=f"{number} {label}",
+        )  # fmt: skip
+        ax.annotate(str(number), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    ranked = table.sort_values("seconds")
+    best = ranked[ranked["accuracy"] > ranked["accuracy"].cummax().shift(fill_value=-np.inf)]
+    ax.step(1e3 * best["seconds"], 100 * best["accuracy"], where="post", color="0.75", linewidth=1, zorder=0)
+    ax.set(xlabel="批 1 的延迟 / ms", ylabel="测试准确率 / %", xscale="log")
+    _legend_below(fig, [ax], "圆的面积为模型文件的大小，空心为基线，阶梯线为前沿")
+    for handle in fig.legends[0].legend_handles:
+        handle.set_sizes([24])  # type: ignore[union-attr]
+    return fig
+
+
+def shaded_patches(images: np.ndarray, shares: np.ndarray, scale: int = 4) -> np.ndarray:
+    """Repaint images so that a patch fades to white as its share (0-1) falls, for ``image_grid``.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+        shares: float (N, G * G), row by row, S a multiple of G; 1 leaves the patch as it is.
+
+    Returns: uint8 (N, 3, scale * S, scale * S).
+    """
+    grid = math.isqrt(shares.shape[-1])
+    patch = scale * images.shape[-1] // grid
+    weight = np.kron(shares.reshape(-1, 1, grid, grid), np.ones((patch, patch)))
+    large = np.kron(images, np.ones((scale, scale), np.uint8)).astype(float)
+    return np.rint(255 - (255 - large) * (0.08 + 0.92 * weight)).astype(np.uint8)
+
+
+def kernels(rows: Sequence[Row]) -> Figure:
+    """Median time and peak memory of each kernel against the length of the sequence."""
+    ran = pd.DataFrame(
+        {"kernel": row.kernel, "length": row.length, "ms": 1e3 * row.seconds, "MiB": row.bytes / 2**20}
+        for row in rows
+        if not row.reason
+    )
+    names = list(ran["kernel"].unique())
+    fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
+    for ax, column, label in zip(axes, ("ms", "MiB"), ("时间 / ms", "内存峰值 / MiB"), strict=True):
+        sns.lineplot(
+            ran, x="length", y=column, hue="kernel", style="kernel", palette=_palette(names),
+            markers=list(MARKERS[: len(names)]), dashes=False, ax=ax,
+        )  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel="词元数", ylabel=label)
+        ticks = sorted(ran["length"].unique())
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.minorticks_off()
+    _legend_below(fig, list(axes))
+    return fig
