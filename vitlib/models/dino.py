@@ -19,7 +19,12 @@ from .vit import ViT
 
 
 class Projector(nn.Module):
-    """Compare a summary (B, D) with K prototypes by the cosine, after three layers: (B, K) in [-1, 1] (section 3.2)."""
+    """Compare a summary (B, D) with K prototypes by the cosine, after three layers: (B, K) in [-1, 1] (section 3.2).
+
+    ``center`` (K,) is the running mean of the teacher's answers.
+    """
+
+    center: Tensor
 
     def __init__(self, d_model: int, hidden: int, bottleneck: int, prototypes: int):
         super().__init__()
@@ -27,6 +32,7 @@ class Projector(nn.Module):
             nn.Linear(d_model, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
+        self.register_buffer("center", torch.zeros(prototypes))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.normalize(self.layers(x), dim=-1), F.normalize(self.prototypes, dim=-1))
@@ -46,8 +52,6 @@ class DINO(ViT):
         momentum: of the teacher at the start; it rises to 1 along half a cosine.
         center_momentum: of the centre, the running mean of the teacher's answers.
     """
-
-    center: Tensor
 
     def __init__(
         self,
@@ -75,7 +79,6 @@ class DINO(ViT):
         self.projector = Projector(d_model, hidden, bottleneck, prototypes)
         self.initialise()
         nn.init.normal_(self.projector.prototypes)
-        self.register_buffer("center", torch.zeros(prototypes))
         self.teacher = copy.deepcopy(self).requires_grad_(False)
         self.train()
 
@@ -109,7 +112,7 @@ class DINO(ViT):
     def loss(self, said: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy over all pairs of a teacher's and another view, and the teacher's mean (K,)."""
         student = (said / self.temperature).log_softmax(-1).unflatten(0, (2 + self.small_crops, -1))
-        teacher = ((heard - self.center) / self.teacher_temperature).softmax(-1).unflatten(0, (2, -1))
+        teacher = ((heard - self.projector.center) / self.teacher_temperature).softmax(-1).unflatten(0, (2, -1))
         pairs = [(t, s) for t in range(2) for s in range(len(student)) if s != t]
         crosses = [-(teacher[t] * student[s]).sum(-1).mean() for t, s in pairs]
         return torch.stack(crosses).mean(), heard.mean(0)
@@ -125,4 +128,4 @@ class DINO(ViT):
         moving = [name for name, tensor in its.items() if tensor.is_floating_point()]
         weight = 1 - self.momentum_at(progress)
         torch._foreach_lerp_([its[name] for name in moving], [mine[name] for name in moving], weight)
-        self.center.lerp_(mean, 1 - self.center_momentum)
+        self.projector.center.lerp_(mean, 1 - self.center_momentum)
