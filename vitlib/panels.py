@@ -1,19 +1,23 @@
-"""Figures of several panels side by side: one a knob, or one a cost. See ``vitlib.plots`` for what they share."""
+"""Figures of several panels side by side, and a figure to be asked. See ``vitlib.plots`` for what they share."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import torch
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vitlib.augment import to_float
 from vitlib.errors import UserError
-from vitlib.pictures import WIDTH
+from vitlib.pictures import WIDTH, attention
 from vitlib.plots import MARKERS, _curve_panel, _legend_below, _palette
 
 if TYPE_CHECKING:
+    from vitlib.models import ViT
     from vitlib.record import Run
 
 
@@ -62,3 +66,30 @@ def against(costs: Mapping[str, Sequence[float]], accuracy: Sequence[float], lab
         ax.set(xlabel=name, ylabel="测试准确率 / %")
     _legend_below(fig, list(axes[0]))
     return fig
+
+
+def browse_attention(model: "ViT", images: Any, normalize: str) -> Any:
+    """Show sliders for image, block and head (0: all), and the attention that each patch gets there.
+
+    Works where a kernel runs; the report leaves it out. images: uint8 (N, 3, S, S); normalize: the recipe's.
+    Returns the drawing function, as ``ipywidgets.interact`` does.
+    """
+    from ipywidgets import IntSlider, interact
+
+    def draw(image: int, block: int, head: int) -> None:
+        with torch.no_grad():
+            maps = model.features(to_float(images[image - 1 : image], normalize)).attention[block - 1][0]
+        received = maps[:, :, model.num_prefix_tokens :].mean(dim=1)
+        shown = received if head == 0 else received[head - 1 : head]
+        names = [f"头 {i + 1}" for i in range(len(received))] if head == 0 else [f"头 {head}"]
+        fig = attention(images[image - 1], shown, names)
+        display(fig)
+        plt.close(fig)
+
+    heads = model.blocks[0].attention.num_heads  # type: ignore[union-attr]
+    return interact(
+        draw,
+        image=IntSlider(1, 1, len(images), description="图像"),
+        block=IntSlider(len(model.blocks), 1, len(model.blocks), description="块"),
+        head=IntSlider(0, 0, heads, description="头（0 为全部）", style={"description_width": "initial"}),
+    )

@@ -1,0 +1,100 @@
+"""Figures of 2.3: what they draw is what they are given, and nothing overlaps."""
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_plots import assert_no_text_overlaps
+
+from vitlib import figures_ablation as figures
+from vitlib import panels, show
+from vitlib.models import create_model
+
+
+@pytest.fixture(autouse=True)
+def chinese():
+    with matplotlib.rc_context():
+        show.use_chinese()
+        yield
+        plt.close("all")
+
+
+def points(seeds=3):
+    rows = []
+    for knob, values in {"图像块大小": (2, 4, 8), "嵌入维数": (64, 256, 512, 1024), "块数": (1, 6, 12)}.items():
+        for i, value in enumerate(values):
+            accuracies = [0.5 + 0.06 * i + 0.01 * seed for seed in range(seeds)]
+            rows.append({"knob": knob, "value": value, "label": f"{knob} {value}", "accuracies": accuracies,
+                         "flops": 20.0 * 4**i, "speed": 900.0 / 3**i, "memory": 100.0 * 2**i})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_each_knob_stands_against_each_cost():
+    fig = figures.costs(points())
+    assert len(fig.axes) == 9 and fig.axes[0].get_ylabel().startswith("图像块大小")
+    np.testing.assert_allclose(fig.axes[1].lines[0].get_xdata(orig=False), [900, 300, 100])
+    np.testing.assert_allclose(fig.axes[3].lines[0].get_ydata(), [51, 57, 63, 69])
+    low = fig.axes[0].collections[0].get_segments()[0][0][1]
+    assert low == pytest.approx(51 - 4.303 * 1 / 3**0.5, abs=0.01)  # Student's t with two degrees of freedom
+    assert figures.costs(points(seeds=1)).axes[0].collections[0].get_segments()[0][0][1] == pytest.approx(50)
+
+
+def test_the_joint_figure_names_the_front_and_nothing_else():
+    data = points()
+    data.loc[0, "accuracies"] = data.loc[0, "accuracies"][:1]  # a smaller mean at the same cost
+    fig = figures.joint(data)
+    best = figures.front(data.assign(percent=[np.mean(each) for each in data["accuracies"]]))
+    assert list(best["flops"]) == sorted(best["flops"]) and best["percent"].is_monotonic_increasing
+    assert "图像块大小 2" not in list(best["label"])
+    assert [text.get_text() for text in fig.axes[0].texts] == list(best["label"])
+    assert_no_text_overlaps(fig)
+
+
+def test_printed_numbers_stand_beside_ours():
+    fig = figures.beside_printed({"图像块大小 4": (65.5, [0.5, 0.6]), "注意力头数 8": (69.4, [0.7])}, [0.66, 0.68])
+    drawn = [line.get_xdata() for line in fig.axes[0].lines[:6]]
+    assert [float(np.ravel(x)[0]) for x in drawn] == pytest.approx([65.5, 50, 55, 69.4, 70, 70])
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "旧报告", "各种子", "本项目（均值）", "默认设置的各种子，完整轮数",
+    ]  # fmt: skip
+    assert_no_text_overlaps(fig)
+
+
+def test_a_line_for_each_model_over_a_knobs_values():
+    fig = figures.lines(
+        {"图像块大小": {"甲": {4: [0.5], 8: [0.4]}, "乙": {4: [0.6, 0.7, 0.8]}}, "嵌入维数": {"甲": {64: [0.3]}}}
+    )
+    assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["4", "8"]
+    np.testing.assert_allclose(fig.axes[0].lines[0].get_ydata(), [50, 40])
+    assert_no_text_overlaps(fig)
+
+
+def test_the_inside_as_pictures():
+    similarity = torch.rand(16, 16)
+    made = [
+        figures.distances(torch.rand(6, 4), 16.0),
+        figures.importance(torch.rand(6, 4) - 0.3, torch.rand(6)),
+        figures.likeness(torch.rand(6, 6), torch.linspace(0.1, 0.9, 6)),
+        figures.places(similarity),
+    ]
+    for fig in made[:3]:
+        assert_no_text_overlaps(fig)
+    tiles = np.asarray(made[3].axes[0].images[0].get_array())
+    np.testing.assert_allclose(tiles[5:9, 10:14], similarity[1 * 4 + 2].view(4, 4))  # row 1, column 2
+    assert np.isnan(np.ma.filled(tiles, np.nan)[4]).all()
+    heads = made[1].axes[0].collections[0].get_array()
+    assert heads.shape == (6, 4) and made[1].axes[1].patches[0].get_width() >= 0
+
+
+def test_attention_can_be_asked_by_image_block_and_head():
+    model = create_model("vit", d_model=16, num_heads=2, num_layers=3, ffn_hidden_channels=16, pool="cls").eval()
+    draw = panels.browse_attention(model, torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "half")
+    sliders = {slider.description: (slider.min, slider.max) for slider in draw.widget.children[:-1]}
+    assert sliders == {"图像": (1, 2), "块": (1, 3), "头（0 为全部）": (0, 2)}
+    draw(2, 3, 0), draw(1, 1, 2)
+    assert not plt.get_fignums()  # nothing stays open

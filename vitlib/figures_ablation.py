@@ -1,0 +1,209 @@
+"""Figures of section 2.3. See ``vitlib.plots`` for what all figures share; accuracies are given as fractions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from einops import rearrange
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vitlib import stats
+from vitlib.pictures import WIDTH
+from vitlib.plots import MARKERS, _legend_below, _palette
+
+COLUMNS = {"flops": "MFLOPs", "speed": "推理 / （张 / 秒）", "memory": "训练内存 / MiB"}
+
+
+def costs(points: pd.DataFrame) -> Figure:
+    """Accuracy against each cost, a row a knob: mean over seeds, the 95 % interval from three seeds on.
+
+    ``points``: a row a setting with the columns ``knob``, ``value`` (written beside the point), ``accuracies``
+    (a list, one a seed) and the numbers in ``COLUMNS``. Settings of a knob are joined in their order.
+    """
+    titles = list(dict.fromkeys(points["knob"]))
+    fig, axes = plt.subplots(
+        len(titles), len(COLUMNS), figsize=(WIDTH, 1.55 * len(titles) + 0.4), layout="constrained",
+        squeeze=False, sharey=True, sharex="col",
+    )  # fmt: skip
+    for row, (title, colour, marker) in enumerate(zip(titles, _palette(titles).values(), MARKERS, strict=False)):
+        own = points[points["knob"] == title]
+        mean, half = _intervals(own["accuracies"])
+        for ax, column in zip(axes[row], COLUMNS, strict=True):
+            ax.errorbar(own[column], mean, yerr=half, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1)
+            ax.set_xscale("log")
+            ax.margins(x=0.15, y=0.25)
+            for x, y, value in zip(own[column], mean, own["value"], strict=True):
+                ax.annotate(f"{value}", (x, y), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+        axes[row, 0].set_ylabel(f"{title}\n准确率 / %")
+    for ax, name in zip(axes[-1], COLUMNS.values(), strict=True):
+        ax.set_xlabel(name)
+        _few_ticks(ax)
+    return fig
+
+
+def joint(points: pd.DataFrame) -> Figure:
+    """Accuracy against MFLOPs of all settings, a colour a knob; those on the front bear their names.
+
+    ``points``: as for :func:`costs`, with the column ``label``. A setting is on the front when none as cheap is
+    as good.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
+    points = points.assign(percent=_intervals(points["accuracies"])[0])
+    knobs = list(dict.fromkeys(points["knob"]))
+    sns.scatterplot(
+        points, x="flops", y="percent", hue="knob", style="knob", palette=_palette(knobs),
+        markers=list(MARKERS[: len(knobs)]), s=45, ax=ax,
+    )  # fmt: skip
+    best = front(points)
+    ax.step(best["flops"], best["percent"], where="post", color="0.7", linewidth=1, label="前沿", zorder=1)
+    for turn, (_, point) in enumerate(best.iterrows()):  # above and below in turn, so that neighbours do not meet
+        ax.annotate(
+            point["label"], (point["flops"], point["percent"]), (0, 6 if turn % 2 else -13),
+            textcoords="offset points", ha="center", fontsize=7,
+        )  # fmt: skip
+    ax.set(xlabel="一张图像的 MFLOPs", ylabel="测试准确率 / %", xscale="log")
+    ax.margins(x=0.12, y=0.12)
+    _few_ticks(ax)
+    _legend_below(fig, [ax])
+    return fig
+
+
+def front(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the settings on the Pareto front, cheapest first; columns ``flops`` and ``percent``."""
+    ranked = points.sort_values(["flops", "percent"], ascending=[True, False])
+    return ranked[ranked["percent"] > ranked["percent"].cummax().shift(fill_value=-np.inf)]
+
+
+def beside_printed(settings: Mapping[str, tuple[float, Sequence[float]]], more: Sequence[float] = ()) -> Figure:
+    """The original's settings: what it printed (percent) as hollow squares, our seeds (0-1) as dots with the mean.
+
+    settings: label to the printed number and our accuracies. more: accuracies of one configuration at its full
+    length, drawn as lines across the figure, the scatter in which single runs lie.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.27 * len(settings) + 1.2), layout="constrained")
+    printed, ours = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
+    for row, (said, own) in enumerate(settings.values()):
+        ax.plot(said, row, "s", color=printed, markerfacecolor="none", label="旧报告" if row == 0 else None)
+        values = 100 * np.asarray(own)
+        ax.plot(values, [row] * len(values), "o", color="0.55", markersize=3.5, label="各种子" if row == 0 else None)
+        ax.plot(values.mean(), row, "D", color=ours, markersize=5, label="本项目（均值）" if row == 0 else None)
+    for i, accuracy in enumerate(more):
+        label = "默认设置的各种子，完整轮数" if i == 0 else None
+        ax.axvline(100 * accuracy, color="0.7", linewidth=0.9, linestyle="--", zorder=0, label=label)
+    ax.set_yticks(range(len(settings)), list(settings))
+    ax.set(xlabel="测试准确率 / %", ylim=(len(settings) - 0.5, -0.5))
+    ax.grid(False, axis="y")
+    _legend_below(fig, [ax])
+    return fig
+
+
+def lines(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Figure:
+    """Accuracy against a knob's value, a panel a knob and a line a model; intervals from three seeds on.
+
+    panels: name of the axis to label of the line to accuracies (one a seed) by value.
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.7), layout="constrained", squeeze=False, sharey=True)
+    names = list(dict.fromkeys(label for lines_of in panels.values() for label in lines_of))
+    palette = _palette(names)
+    for ax, (title, lines_of) in zip(axes[0], panels.items(), strict=True):
+        for label, by_value in lines_of.items():
+            mean, half = _intervals(by_value.values())
+            marker = MARKERS[names.index(label)]
+            ax.errorbar(list(by_value), mean, yerr=half, color=palette[label], marker=marker, capsize=3, label=label)
+        ticks = sorted({value for by_value in lines_of.values() for value in by_value})
+        ax.set(xscale="log", xlabel=title)
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.minorticks_off()
+    axes[0, 0].set_ylabel("测试准确率 / %")
+    _legend_below(fig, [axes[0, 0]])
+    return fig
+
+
+def distances(far: Any, even: float) -> Figure:
+    """Mean attention distance of each head by block, (L, h) in pixels; ``even`` is that of even attention."""
+    fig, ax = plt.subplots(figsize=(0.75 * WIDTH, 2.6), layout="constrained")
+    array = np.asarray(far)
+    block = np.arange(1, 1 + len(array))
+    ax.plot(np.repeat(block, array.shape[1]), array.ravel(), "o", color="0.55", markersize=4, label="一个头")
+    ax.plot(block, array.mean(axis=1), marker="D", markersize=5, label="各头的均值")
+    ax.axhline(even, color="0.3", linestyle="--", linewidth=1, label="均匀的注意力")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="Transformer 块", ylabel="平均注意距离 / 像素")
+    _legend_below(fig, [ax])
+    return fig
+
+
+def importance(heads: Any, blocks: Any) -> Figure:
+    """What removal costs in percentage points: heads (L, h) as a map, blocks (L,) as bars."""
+    heads, blocks = 100 * np.asarray(heads), 100 * np.asarray(blocks)
+    names = [f"块 {i + 1}" for i in range(len(blocks))]
+    fig, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 0.3 * len(blocks) + 1.1), layout="constrained", width_ratios=(3, 2)
+    )
+    limit = max(1.0, float(np.abs(heads).max()))
+    sns.heatmap(
+        heads, ax=left, cmap="vlag_r", vmin=-limit, vmax=limit, annot=heads.shape[1] <= 8, fmt=".1f",
+        annot_kws={"size": 7}, yticklabels=names, xticklabels=[f"头 {i + 1}" for i in range(heads.shape[1])],
+        cbar_kws={"label": "准确率下降 / 百分点"},
+    )  # fmt: skip
+    left.tick_params(length=0)
+    left.set_yticklabels(names, rotation=0)
+    right.barh(range(len(blocks)), blocks, color=sns.color_palette("colorblind")[0])
+    right.set_yticks(range(len(blocks)), names)
+    right.set(xlabel="去掉一块的下降 / 百分点", ylim=(len(blocks) - 0.5, -0.5))
+    right.grid(False, axis="y")
+    return fig
+
+
+def likeness(cka: Any, similarity: Any) -> Figure:
+    """Likeness of blocks' representations, (L, L) in 0-1, and of the tokens within each block, (L,) cosines."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
+    number = range(1, 1 + len(similarity))
+    sns.heatmap(
+        np.asarray(cka), ax=left, cmap="viridis", vmin=0, vmax=1, square=True, annot=len(similarity) <= 8,
+        fmt=".2f", annot_kws={"size": 6.5}, xticklabels=number, yticklabels=number, cbar_kws={"label": "CKA"},
+    )  # fmt: skip
+    left.tick_params(length=0)
+    left.set(xlabel="Transformer 块", ylabel="Transformer 块")
+    right.plot(number, np.asarray(similarity), marker="o", markersize=4)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(xlabel="Transformer 块", ylabel="词元间的平均余弦", ylim=(min(0, *np.asarray(similarity)) - 0.05, 1.05))
+    return fig
+
+
+def places(similarity: Any) -> Figure:
+    """Cosines between positions, (G*G, G*G): a small G x G map for each place, laid out like the places."""
+    grid = round(len(similarity) ** 0.5)
+    tiles = np.full((grid * (grid + 1) - 1,) * 2, np.nan)
+    maps = rearrange(np.asarray(similarity), "(y x) (v u) -> y x v u", y=grid, v=grid)
+    for y, x in np.ndindex(grid, grid):
+        tiles[y * (grid + 1) :, x * (grid + 1) :][:grid, :grid] = maps[y, x]
+    fig, ax = plt.subplots(figsize=(0.62 * WIDTH, 0.52 * WIDTH), layout="constrained")
+    limit = float(np.nanmax(np.abs(np.where(tiles < 0.999, tiles, 0)))) or 1.0
+    shade = ax.imshow(tiles, cmap="vlag", vmin=-limit, vmax=limit, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    fig.colorbar(shade, ax=ax, label="余弦", shrink=0.85)
+    return fig
+
+
+def _intervals(groups: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Means, and half widths of the 95 % intervals (0 under three seeds), in percent, of accuracies by setting."""
+    summaries = [stats.summary([100 * value for value in group]) for group in groups]
+    half = [each.high - each.mean if each.n >= stats.FEWEST_SEEDS else 0.0 for each in summaries]
+    return np.array([each.mean for each in summaries]), np.array(half)
+
+
+def _few_ticks(ax: Any) -> None:
+    """Plain numbers on a logarithmic axis, few enough not to meet."""
+    low, high = ax.get_xlim()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 30 else (1,)
+    ticks = [round(step * power, 6) for power in powers for step in steps if low <= step * power <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
