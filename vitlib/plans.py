@@ -28,7 +28,7 @@ TIERS = {
     6: "2.2 类别不平衡：对策的组合、对照与其他对策",
     7: "它们的第二个种子",
     8: "它们的第三个种子",
-    9: "2.2 长尾数据与掩码预训练",
+    9: "2.2 长尾数据、掩码预训练、重采样与混合",
 }
 
 
@@ -143,10 +143,17 @@ def _remedies() -> list[Entry]:
     """Return the entries of 2.2 with what the original lacked: on the data as it is, and cut to long tails."""
     brief = {"分类头重训（cRT）", *remedies.FREE}
     out = [
-        Entry(label, remedies.remedied(label), 6, (7, 8), full_only=label not in brief)
+        Entry(
+            label,
+            remedies.remedied(label),
+            *((9, ()) if label in remedies.MILD_ONLY else (6, (7, 8))),
+            label not in brief,
+        )
         for label in remedies.LACKED
         if label != "类别加权"  # one of the combinations
     ]
+    for ratio in remedies.MASKED:
+        out.append(Entry(f"掩码预训练（掩码率 {ratio:g}）", remedies.masked(ratio), 9, full_only=True))
     for factor in remedies.FACTORS:
         tail: dict[str, Recipe] = {"交叉熵": remedies.BASE, "四项全用": remedies.NEW_ALL}
         tail |= {label: remedies.remedied(label) for label in remedies.LACKED if label not in remedies.MILD_ONLY}
