@@ -16,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitlib import policy
 from vitlib.errors import UserError
+from vitlib.policy import LUMA
 from vitlib.rng import derive, generator
 
 COLUMNS = (
     "flip", "shift_y", "shift_x", "area", "aspect", "box_y", "box_x", "brightness", "contrast", "saturation",
     "erase", "erase_area", "erase_aspect", "erase_y", "erase_x",
+    "op1", "level1", "sign1", "op2", "level2", "sign2",
 )  # fmt: skip
 _SPARE = 24 - len(COLUMNS)  # drawn and unused, so that a later switch changes no earlier draw
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's and torchvision's greyscale
 
 
 @dataclass(frozen=True, init=False)
@@ -42,6 +44,7 @@ class Augment:
     mixup, cutmix: Beta parameters of Zhang et al. (ICLR 2018) and Yun et al. (ICCV 2019); with both
         on, each batch takes one of the two with probability 1/2.
     mix_until: fraction of the epochs after which mixing is switched off.
+    trivial: TrivialAugment, or randaugment: (operations, 1 or 2; level, 0 to 30), before jitter (:mod:`vitlib.policy`).
     """
 
     flip: bool = False
@@ -52,6 +55,8 @@ class Augment:
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_until: float = 1.0
+    trivial: bool = False
+    randaugment: tuple[int, int] | None = None
 
     def __init__(self, **switches: Any) -> None:
         known: dict[str, Any] = {item.name: item.default for item in fields(self)}
@@ -80,6 +85,15 @@ class Augment:
             "mixup": (self.mixup >= 0, "不能为负"),
             "cutmix": (self.cutmix >= 0, "不能为负"),
             "mix_until": (0 <= self.mix_until <= 1, "应在 [0, 1] 内"),
+            "randaugment": (
+                self.randaugment is None
+                or (
+                    self.randaugment[0] in (1, 2)
+                    and self.randaugment[1:] in {(x,) for x in range(31)}
+                    and not self.trivial
+                ),
+                "应是（操作个数 1 或 2，强度 0 到 30 的整数），且不与 trivial 同用",
+            ),
         }
         for name, (good, rule) in rules.items():
             if not good:
@@ -152,6 +166,10 @@ def augment(
     if switches.resized_crop:
         flip = switches.flip and not switches.crop  # a crop has flipped already
         pixels = resized_crop(pixels, draws, switches.resized_crop, flip, side)
+    if switches.trivial:
+        pixels = policy.trivial(pixels, draws)
+    if switches.randaugment:
+        pixels = policy.random(pixels, draws, *map(int, switches.randaugment))
     if switches.jitter:
         pixels = jitter(pixels, draws, switches.jitter)
     if switches.erase:
@@ -184,29 +202,33 @@ def resized_crop(
 
     Half of the images are mirrored where ``flip`` says so.
     """
-    small, large, narrow, wide = limits
+    small, large, narrow, broad = limits
     height, width = pixels.shape[-2:]
     area = (small + (large - small) * draws["area"]) * height * width
-    aspect = torch.exp(np.log(narrow) + (np.log(wide) - np.log(narrow)) * draws["aspect"])
+    aspect = torch.exp(np.log(narrow) + (np.log(broad) - np.log(narrow)) * draws["aspect"])
     box_w = torch.sqrt(area * aspect).round().clamp(1, width)
     box_h = torch.sqrt(area / aspect).round().clamp(1, height)
     top = (draws["box_y"] * (height - box_h + 1)).floor()
     left = (draws["box_x"] * (width - box_w + 1)).floor()
-    # an affine map in grid_sample's coordinates, where a picture spans [-1, 1]
-    theta = pixels.new_zeros(len(pixels), 2, 3)
-    theta[:, 0, 0] = box_w / width
-    theta[:, 1, 1] = box_h / height
-    theta[:, 0, 2] = (2 * left + box_w) / width - 1
-    theta[:, 1, 2] = (2 * top + box_h) / height - 1
-    if flip:
-        theta[:, 0, 0] *= torch.where(draws["flip"] < 0.5, -1.0, 1.0)
-    size = [*pixels.shape[:2], *((height, width) if side is None else (side, side))]
-    grid = F.affine_grid(theta, size, align_corners=False)
-    # a picture cut out first has no neighbours: what lies outside the box must not bleed in at its edge
-    first = torch.stack([(2 * left + 1) / width, (2 * top + 1) / height], 1)[:, None, None] - 1
-    span = torch.stack([2 * (box_w - 1) / width, 2 * (box_h - 1) / height], 1)[:, None, None]
-    grid = torch.maximum(torch.minimum(grid, first + span), first)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    mirrored = draws["flip"] < 0.5 if flip else None
+    rows = _interpolation(top, box_h, height, side or height, None)
+    columns = _interpolation(left, box_w, width, side or width, mirrored)
+    # bilinear interpolation is separable; two matrix products take half the time of grid_sample on a processor
+    wide = torch.bmm(pixels.flatten(1, 2), columns.transpose(1, 2)).unflatten(1, pixels.shape[1:3])
+    return torch.stack([torch.bmm(rows, channel) for channel in wide.unbind(1)], dim=1)
+
+
+def _interpolation(first: Tensor, size: Tensor, pixels: int, out: int, mirrored: Tensor | None) -> Tensor:
+    """Return the weights (B, out, pixels) with which boxes of ``size`` pixels from ``first`` on, both (B,), become ``out``.
+
+    What lies outside a box does not bleed in at its edge, as if the box had been cut out first.
+    """
+    centres = torch.arange(out, device=first.device) + 0.5
+    places = (first - 0.5)[:, None] + centres * (size / out)[:, None]
+    places = torch.maximum(torch.minimum(places, (first + size - 1)[:, None]), first[:, None])
+    if mirrored is not None:
+        places = torch.where(mirrored[:, None], places.flip(1), places)
+    return (1 - (places[:, :, None] - torch.arange(pixels, device=first.device)).abs()).clamp_(min=0)
 
 
 def jitter(pixels: Tensor, draws: dict[str, Tensor], strength: float) -> Tensor:
@@ -214,7 +236,7 @@ def jitter(pixels: Tensor, draws: dict[str, Tensor], strength: float) -> Tensor:
     brightness, contrast, saturation = (
         (1 + strength * (2 * draws[name] - 1))[:, None, None, None] for name in ("brightness", "contrast", "saturation")
     )
-    luma = pixels.new_tensor(_LUMA)[:, None, None]
+    luma = pixels.new_tensor(LUMA)[:, None, None]
     pixels = (pixels * brightness).clamp_(0, 1)
     mean = (pixels * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     pixels = torch.lerp(mean.expand_as(pixels), pixels, contrast.expand_as(pixels)).clamp_(0, 1)
