@@ -62,8 +62,13 @@ class _Products(TorchDispatchMode):
         self.found: list[tuple[float, float, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
+        if count is None:  # in inference mode a layer arrives whole
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **(kwargs or {}))
         if count is not None:
             tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
             dtype = str(next(t for t in tensors if t.is_floating_point()).dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +12,9 @@ from torch import nn
 
 from vitlib.errors import UserError
 from vitlib.models import ViT, create_model
+from vitlib.models.attention import Attention, attend
 from vitlib.models.embedding import sincos_table
-from vitlib.models.vit import Attention, DropPath
+from vitlib.models.parts import DropPath
 
 SMALL = {"d_model": 32, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 64, "patch_size": 8}
 few = settings(max_examples=15, deadline=None, derandomize=True)
@@ -153,6 +155,32 @@ def test_the_fused_kernel_computes_the_formula():
     values = attention.split_heads(x)[2]
     mixed = rearrange(attention.weights(x) @ values, "b h n d -> b n (h d)")
     torch.testing.assert_close(attention(x), attention.proj(mixed), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_attention_in_bf16_on_a_processor_computes_the_formula_and_its_gradient(with_bias):
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, 17, 8, requires_grad=True) for _ in range(3)]
+    bias = torch.randn(2, 3, 17, 17) if with_bias else None
+    rough = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    wanted = F.scaled_dot_product_attention(*exact, bias)
+    got = attend(*rough, bias if bias is None else bias.bfloat16())
+    wanted.square().sum().backward()
+    got.float().square().sum().backward()
+    assert got.dtype == torch.bfloat16
+    for ours, reference in ((got, wanted), *((r.grad, e.grad) for r, e in zip(rough, exact, strict=True))):
+        assert (ours.float() - reference).norm() < 2e-2 * reference.norm()
+
+
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_the_early_stem_halves_the_side_and_every_weight_learns(patch):
+    model = small(stem="early", patch_size=patch)
+    grid = 32 // patch
+    assert model.stem(torch.randn(2, 3, 32, 32)).shape == (2, 32, grid, grid)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad.norm() > 0 for p in model.stem.parameters())
+    strides = [layer.stride[0] for layer in model.stem if isinstance(layer, nn.Conv2d)]
+    assert strides == [1, *[2] * (patch.bit_length() - 1), 1]
 
 
 def test_the_full_width_scale_flattens_the_attention_by_the_root_of_the_heads():
