@@ -1,5 +1,7 @@
 """Lighter after training: pruned and quantised weights, exported files, and attention by every kernel."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from vitlib.cli import main
 from vitlib.errors import UserError
 from vitlib.evaluate import predict
 from vitlib.light import kernels, prune, quantize
-from vitlib.light.export import CPU, OnnxModel, export, load_onnx, to_onnx
+from vitlib.light.export import CPU, OnnxModel, load_onnx, to_onnx
 from vitlib.models import count, create_model
 from vitlib.models.cost import count_on
 from vitlib.models.transfer import channel_norms, head_norms
@@ -35,8 +37,12 @@ def trained(tmp_path_factory):
     run = Store(folder / "runs", folder / "published").get(LIGHT, 0, data, show=False)
     save_weights(folder / "light.safetensors", run.load_state(), run.record)
     model = load_trained(str(folder / "light.safetensors"))
-    facts = export(model, data.test.images, folder / "light.onnx")
-    return model, data.test, folder, facts
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr("vitlib.cli._load", lambda options, cut: data)
+        given = [str(folder / "light.safetensors"), "--out", str(folder / "light.onnx"), "--json"]
+        assert main(["export", *given]) == 0
+    return model, data.test, folder, json.loads(said.getvalue())
 
 
 def accuracy(model, images):
