@@ -24,6 +24,8 @@ from vitlib.recipes import VIT
 
 BASELINE = ("timm", "fp32")  # what ratios are taken to
 Cell = tuple[str, str]  # a model and a mode
+FULL = {"train": (1, 128, 512), "infer": (1, 128, 512)}  # batch sizes
+SMALL = {"train": (128,), "infer": (1, 128)}
 
 
 def run(
@@ -41,7 +43,7 @@ def run(
         modes = {name: found if name in ("ours", "timm") else found[:2] for name, found in modes.items()}
     rows: list[dict[str, Any]] = []
     for kind in WORK:
-        for batch in (1, 128, 512) if full else ((128,) if kind == "train" else (1, 128)):
+        for batch in (FULL if full else SMALL)[kind]:
             cells = [(name, mode) for name in models for mode in modes[name]]
             if kind == "infer" and not full:
                 cells = [cell for cell in cells if not cell[1].endswith("compile")]

@@ -36,7 +36,7 @@ def interleave(
                 wait(device)
                 times[name].append(time.perf_counter() - begun)
             rounds += 1
-            done = min(100, int(100 * min(rounds / least, (time.monotonic() - started) / seconds)))
+            done = min(100, int(100 * min(rounds / least, (time.monotonic() - started) / max(seconds, 1e-9))))
             progress.advance(done - shown)
             shown = done
     return {name: np.array(values) for name, values in times.items()}
