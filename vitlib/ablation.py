@@ -50,7 +50,7 @@ def families(runs: "Family", baseline: str = "现代 ViT") -> "dict[str, Family]
         by_value[base[name]] = runs[baseline]
         numeric = not any(isinstance(value, str | None) for value in by_value)
         values = sorted(by_value) if numeric else list(by_value)
-        labels = [f"{title} {value}" if title == knobs.COUPLED else knobs.told(name, value) for value in values]
+        labels = [f"{title}{value}" if title == knobs.COUPLED else knobs.told(name, value) for value in values]
         out[title] = {
             label + "（基线）" * (value == base[name]): by_value[value]
             for value, label in zip(values, labels, strict=True)

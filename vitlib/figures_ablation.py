@@ -203,7 +203,7 @@ def _few_ticks(ax: Any) -> None:
     """Plain numbers on a logarithmic axis, few enough not to meet."""
     low, high = ax.get_xlim()
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 30 else (1,)
+    steps = (1, 2, 5) if high / low < 30 else (1, 3)
     ticks = [round(step * power, 6) for power in powers for step in steps if low <= step * power <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
