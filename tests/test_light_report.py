@@ -97,7 +97,7 @@ def test_the_tradeoff_shows_every_model_and_the_front():
     fig = figures.tradeoff(table, ["大"])
     discs = fig.axes[0].collections
     assert [disc.get_offsets()[0].tolist() for disc in discs[:3]] == [[20, 90], [10, 85], [30, 80]]
-    assert discs[0].get_sizes()[0] == 420 and discs[1].get_sizes()[0] == pytest.approx(52.5)
+    assert discs[0].get_sizes()[0] == 300 and discs[1].get_sizes()[0] == pytest.approx(37.5)
     assert len(discs[0].get_facecolor()) == 0 and len(discs[1].get_facecolor()) == 1  # the baseline is hollow
     assert fig.axes[0].lines[0].get_xydata().tolist() == [[10, 85], [20, 90]]
 

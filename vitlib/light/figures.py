@@ -25,7 +25,7 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     columns = (table["label"], 1e3 * table["seconds"], 100 * table["accuracy"], table["bytes"] / table["bytes"].max())
     for number, (label, x, y, share) in enumerate(zip(*map(list, columns), strict=True), start=1):
         ax.scatter(
-            x, y, s=max(12.0, 420 * share), alpha=0.75, linewidths=1.4, edgecolor=colours[label],
+            x, y, s=max(12.0, 300 * share), alpha=0.75, linewidths=1.4, edgecolor=colours[label],
             facecolor="none" if label in baselines else colours[label], label=f"{number} {label}",
         )  # fmt: skip
         ax.annotate(str(number), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
@@ -33,6 +33,9 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     best = ranked[ranked["accuracy"] > ranked["accuracy"].cummax().shift(fill_value=-np.inf)]
     ax.step(1e3 * best["seconds"], 100 * best["accuracy"], where="post", color="0.75", linewidth=1, zorder=0)
     ax.set(xlabel="批 1 的延迟 / ms", ylabel="测试准确率 / %", xscale="log")
+    ax.margins(0.08, 0.12)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("{x:g}")
     _legend_below(fig, [ax], "圆的面积为模型文件的大小，空心为基线，阶梯线为前沿")
     for handle in fig.legends[0].legend_handles:
         handle.set_sizes([24])  # type: ignore[union-attr]
