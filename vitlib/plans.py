@@ -116,7 +116,7 @@ def _knobs() -> list[Entry]:
         out += [knob(name, value) for value in brief] + [knob(name, value, full_only=True) for value in more]
     for width in (64, 128, 512):
         both = knobs.modern(d_model=width, ffn_hidden_channels=2 * width)
-        out.append(Entry(f"{knobs.COUPLED} {width}", both, 3, later, full_only=width != 64))
+        out.append(Entry(f"{knobs.COUPLED}{width}", both, 3, later, full_only=width != 64))
     for name, by_value in (knobs.SETTINGS | {"patch_size": knobs.PATCHES}).items():
         for value, recipe in by_value.items():
             slow = value not in (8, 16, 64) or name == "num_heads"
