@@ -239,7 +239,7 @@ def test_auto_is_quick_on_a_processor(data):
     assert resolve("auto", data).name == "quick"
 
 
-def test_published_sections_compare_runs_of_one_data_set_only(shelf, data, section):
+def test_published_sections_compare_runs_of_one_data_set_only(shelf, data, section, monkeypatch):
     with pytest.raises(UserError, match="还没有已发布的运行记录"):
         published_runs(section, shelf)
     other = toy(train=60, seed=5)
@@ -252,6 +252,13 @@ def test_published_sections_compare_runs_of_one_data_set_only(shelf, data, secti
     assert {run.epochs for run in found["甲"]} == {2}
     opened = open_study("9.9", "published", data, store=shelf, show=False)
     assert [run.key for run in opened.runs["甲"]] == [run.key for run in found["甲"]]
+    assert opened.data is data
+    shelf.publish(shelf.get(VIT.but(name="small"), 0, data.subset(30, 12), show=False))
+    small = [Entry("小", VIT.but(name="small"), 1)]
+    monkeypatch.setitem(SECTIONS, "9.8", small)
+    cut = open_study("9.8", "published", data, store=shelf, show=False)  # the very images of the record
+    assert cut.data.fingerprint == cut.first("小").data["fingerprint"] and len(cut.data.train) == 30
+    assert open_study("9.8", "published", other, store=shelf, show=False).data is other
     with pytest.raises(UserError, match=r"没有这一节要用的运行记录（toy-original）"):
         published_runs([Entry("丁", ORIGINAL, 1)], shelf)
 

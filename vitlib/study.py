@@ -23,7 +23,8 @@ SHORTEST = Profile("shortest", epochs=(("original", 1), ("vit", 1)))
 class Study:
     """A section's runs by label, in the order of its table, and the data they were cut from.
 
-    data: already cut to the profile; in ``published`` the data at hand, for pictures only.
+    data: already cut to the profile; in ``published`` the data at hand, for pictures only, cut to the images
+        that the records come from where it holds them.
     """
 
     section: str
@@ -76,7 +77,8 @@ def open_study(
     dataset = load(data) if isinstance(data, str) else data
     table = [*SECTIONS[section], *extra]
     if profile == "published":
-        return Study(section, profile, dataset, published_runs(table, store))
+        runs = published_runs(table, store)
+        return Study(section, profile, _as_recorded(dataset, next(iter(runs.values()))[0]), runs)
     chosen = resolve(profile, dataset, images=images, epochs=epochs, seeds=seeds)
     dataset = chosen.cut(dataset)
     wanted = [(entry, seed) for entry in table for seed in range(chosen.seeds) if chosen.takes(entry, seed)]
@@ -173,6 +175,14 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
         names = "、".join(entry.recipe.name for entry in table)
         raise UserError(f"{store.published} 里没有这一节要用的运行记录（{names}）。")
     return best
+
+
+def _as_recorded(data: Dataset, run: Run) -> Dataset:
+    """Return the images that a run was made from, when they are a profile's cut of ``data``, else ``data`` itself."""
+    if list(data.class_names) != run.data["class_names"]:
+        return data
+    cut = data.subset(sum(run.data["class_counts"]), run.data["test_images"])
+    return cut if cut.fingerprint == run.data["fingerprint"] else data
 
 
 def _published(store: Store) -> list[Run]:
