@@ -3,10 +3,12 @@
 Letters in shapes: B images (any number), C channels, S side of an image, K classes.
 """
 
+import contextlib
 import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,19 @@ from vitlib.recipe import Recipe
 from vitlib.weights import Trained
 
 CPU = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence libraries that tell of every node, on the root logger and in warnings about themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class OnnxModel(nn.Module):
@@ -56,9 +71,7 @@ def trace(model: nn.Module, image_size: int) -> torch.export.ExportedProgram:
 
 def to_onnx(model: nn.Module, image_size: int, path: Path, story: dict[str, Any] | None = None) -> Path:
     """Write the model to an ONNX file with input ``images`` and output ``logits``; ``story`` goes with it."""
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+    with quiet():
         program = torch.onnx.export(
             trace(model, image_size), dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
         )

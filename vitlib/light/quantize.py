@@ -4,10 +4,8 @@ Dynamic: the scale of activations is found anew for every input. Static: it is f
 images. Weight-only: small integers are stored, and unpacked to float32 for the computation.
 """
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -17,7 +15,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor
 
 from vitlib.evaluate import predict
-from vitlib.light.export import CPU, OnnxModel, batches, write
+from vitlib.light.export import CPU, OnnxModel, batches, quiet, write
 
 TYPES = ["MatMul", "Gemm", "Conv"]  # where the time goes; norms, softmax and GELU stay in float
 
@@ -30,20 +28,9 @@ class _Calibration(CalibrationDataReader):
         return next(self.left, None)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the library, which tells every node on the root logger."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def dynamic(path: Path, out: Path) -> Path:
     """Write an int8 version of an ONNX file, one scale an output channel, activations scaled on the fly."""
-    with _quiet():
+    with quiet():
         quantize_dynamic(path, out, op_types_to_quantize=TYPES[:2], per_channel=True, weight_type=QuantType.QInt8)
     return out
 
@@ -56,7 +43,7 @@ def static(
     only, but: modules (see :func:`modules`) to quantise alone, or to leave in float; their order does not matter.
     """
     named = modules(path)
-    with _quiet():
+    with quiet():
         quantize_static(
             path, out, _Calibration(images, normalize), op_types_to_quantize=TYPES, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
@@ -68,7 +55,7 @@ def static(
 
 def weight_only(path: Path, out: Path, bits: int = 8) -> Path:
     """Write a version whose matrices are stored in ``bits`` (4 or 8), one scale for every 32 weights."""
-    with _quiet():
+    with quiet():
         quantizer = MatMulNBitsQuantizer(onnx.load(path), bits=bits, block_size=32, is_symmetric=True)
         quantizer.process()
     return write(quantizer.model.model, out)
