@@ -253,9 +253,9 @@ def test_published_sections_compare_runs_of_one_data_set_only(shelf, data, secti
     opened = open_study("9.9", "published", data, store=shelf, show=False)
     assert [run.key for run in opened.runs["甲"]] == [run.key for run in found["甲"]]
     assert opened.data is data
-    shelf.publish(shelf.get(VIT.but(name="small"), 0, data.subset(30, 12), show=False))
-    small = [Entry("小", VIT.but(name="small"), 1)]
-    monkeypatch.setitem(SECTIONS, "9.8", small)
+    small = VIT.but(name="small", lr=5e-4)
+    shelf.publish(shelf.get(small, 0, data.subset(30, 12), show=False))
+    monkeypatch.setitem(SECTIONS, "9.8", [Entry("小", small, 1)])
     cut = open_study("9.8", "published", data, store=shelf, show=False)  # the very images of the record
     assert cut.data.fingerprint == cut.first("小").data["fingerprint"] and len(cut.data.train) == 30
     assert open_study("9.8", "published", other, store=shelf, show=False).data is other
