@@ -23,7 +23,10 @@ KEYS = {
     "original-patch16-continued": "f9fb320b30e07938",
     "original-patch16-fixed": "9b2f910983674740",
     "vit": "2b7284b5a7674e9d",
-    "best": "05f463c0698149a9",
+    "vit-mae": "0a893c6e9d240ba4",
+    "vit-dino": "50562606908e1ba9",
+    "teacher": "71523463bcf78ea4",
+    "best": "f81216ce46bc404c",
     "cpu": "308d53203ec751da",
 }
 

@@ -29,6 +29,8 @@ TIERS = {
     7: "它们的第二个种子",
     8: "它们的第三个种子",
     9: "2.2 长尾数据、掩码预训练、重采样与混合",
+    10: "2.1 通向最佳配方的每一步，与没有用上的方法",
+    11: "它们的第二、第三个种子",
 }
 
 
@@ -60,7 +62,7 @@ class Profile:
     images, test_images: stratified subsets, None for all; epochs: of the ``original`` model and of all others
     (``vit``), empty for the recipe's own;
     seeds: how many; tier: last tier run at full size, later ones are left out; thin: without the entries
-    that are ``full_only``.
+    that are ``full_only``, and without a CNN as teacher, which costs more than its pupil.
     """
 
     name: str
@@ -82,6 +84,8 @@ class Profile:
             return recipe
         if recipe.transfer == "all":  # a fine-tuning is short; one that only corrects trains no epoch here either
             epochs = max(1, epochs // 5) if recipe.epochs else 0
+        if self.thin and recipe.teacher is not None and recipe.teacher.model == "cnn":
+            recipe = recipe.but(teacher=None, distill=dict.fromkeys(recipe.distill))
         before = {role: start and self.fit(start) for role, start in recipe.starts().items()}
         return recipe.but(epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 5), **before)
 
@@ -173,6 +177,8 @@ SECTIONS: dict[str, list[Entry]] = {
         Entry("原系统（vanilla）", recipes.VANILLA, 1, (2, 4)),
         Entry("原系统（improved）", recipes.IMPROVED, 1, (2, 4)),
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
+        *(Entry(label, recipe, 10, (11,), full_only=True) for label, recipe in recipes.LADDER[1:-1]),
+        *(Entry(label, recipe, 10, (11,), full_only=True) for label, recipe in recipes.OTHERS.items()),
     ],
     "2.2": [
         Entry("原系统（vanilla）", recipes.VANILLA, 1, (2, 4)),

@@ -1,0 +1,55 @@
+"""From the plain ViT to the best recipe: every step is one ingredient, and every ingredient can be taken out."""
+
+import pytest
+
+from vitlib.errors import UserError
+from vitlib.models import count, create_model
+from vitlib.plans import PROFILES, SECTIONS, Job, jobs, prices
+from vitlib.recipes import BEST, LADDER, OTHERS, STEPS, VIT, VIT_DINO, VIT_MAE, without
+from vitlib.sweep import H100_FLOPS
+
+
+def minutes(recipe):
+    return prices([Job(recipe, 0, 1, "")], 35_580, H100_FLOPS)[1] / 60
+
+
+def test_best_keeps_to_its_limits():
+    assert count(create_model(BEST.model, **BEST.model_args)).params <= 6_000_000
+    assert minutes(BEST) <= 10  # its teacher included
+    assert BEST.protocol == BEST.teacher.protocol == "refit"
+
+
+def test_the_ladder_begins_with_vit_and_ends_with_best():
+    recipes = [recipe for _, recipe in LADDER]
+    assert recipes[0] is VIT and recipes[-1] is BEST and len(LADDER) == len(STEPS) + 1
+    assert len({recipe.key(0, "") for recipe in recipes}) == len({recipe.name for recipe in recipes}) == len(recipes)
+    assert {recipe.protocol for recipe in recipes[:-1]} == {"study"}  # chosen on the validation split
+    for before, after, (_, changes) in zip(recipes, recipes[1:], STEPS.values(), strict=False):
+        changed = {name for name in VIT.__dataclass_fields__ if getattr(before, name) != getattr(after, name)}
+        assert changed - {"name"} == set(changes) or after is BEST
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_one_ingredient_less_is_all_the_others(name):
+    less, changes = without(name), STEPS[name][1]
+    assert less.spec() != BEST.spec() and less.protocol == "refit"
+    assert less.but(**changes | ({"teacher": BEST.teacher} if name == "teacher" else {})).spec() == BEST.spec()
+
+
+def test_an_unknown_ingredient_is_refused():
+    with pytest.raises(UserError, match="stem、pool"):
+        without("salt")
+
+
+@pytest.mark.parametrize("recipe", [VIT_MAE, VIT_DINO], ids=lambda recipe: recipe.name)
+def test_pre_training_has_the_compute_of_training_without_it(recipe):
+    assert minutes(recipe) == pytest.approx(minutes(VIT), rel=0.02)
+
+
+def test_the_steps_are_planned_for_a_gpu_and_a_processor_is_spared_the_cnn():
+    labels = {entry.label for entry in SECTIONS["2.1"]}
+    assert labels >= {label for label, _ in LADDER[:-1]} | set(OTHERS)
+    thin = {job.recipe.name: job.recipe for job in jobs("2.1", PROFILES["quick"])}
+    assert not thin.keys() & {recipe.name for _, recipe in LADDER[1:-1]} and thin["best"].teacher is None
+    full = {job.recipe.name: job.recipe for job in jobs("2.1", PROFILES["full"])}
+    assert full["best"].teacher.model == "cnn" and full["ladder-teacher"].teacher.protocol == "study"
