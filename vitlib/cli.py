@@ -88,6 +88,7 @@ def build_parser() -> Parser:
     sub = command("export", export, "导出模型为 ONNX 与 torch.export 文件，并在测试集上逐张核对")
     sub.add_argument("model", metavar="模型", help="已发布的名字（如 best）或权重文件")
     sub.add_argument("--out", type=Path, metavar="文件", help="ONNX 文件，默认 模型名.onnx；.pt2 文件写在它旁边")
+    sub.add_argument("--int8", action="store_true", help="再写一个静态量化的 .int8.onnx 文件，用训练图像校准")
     data_options(sub, cut=False)
 
     sub = command("report", report, "运行四个笔记本并生成 HTML 和 PDF 报告")
@@ -241,18 +242,10 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib.light.export import export
     from vitlib.weights import load_trained
 
-    trained, images = load_trained(options.model), _load(options, cut=False).test.images
-    if images.shape[-1] != trained.image_size:
-        raise UserError(
-            f"模型的图像边长是 {trained.image_size}，数据的是 {images.shape[-1]}；请用 --data 指定同样大小的数据。"
-        )
-    facts = export(trained, images, options.out or Path(f"{Path(options.model).stem}.onnx"))
-    if not options.json:
-        for row in facts["files"]:
-            print(
-                f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张测试图像中 {row['same_answers']:.2%} 答案相同，"
-                f"{row['close_logits']:.2%} 的 logit 一致（中位数相差 {row['difference']:.1g}）"
-            )
+    data, out = _load(options, cut=False), options.out or Path(f"{Path(options.model).stem}.onnx")
+    facts = export(load_trained(options.model), data, out, int8=options.int8)
+    for row in [] if options.json else facts["files"]:
+        print(f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张图像中 {row['same_answers']:.2%} 答案相同")
     return facts
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlib.augment import to_float
+from vitlib.data import Dataset
 from vitlib.errors import UserError
 from vitlib.evaluate import predict
 from vitlib.models.a_vit import AdaptiveViT
@@ -103,31 +104,47 @@ def load_onnx(path: Path) -> Trained:
         raise UserError(f"{path} 不是 vitlib export 写出的：它没有说明类别与预处理。") from error
 
 
-def export(trained: Trained, images: Tensor, path: Path) -> dict[str, Any]:
-    """Write ``path`` (.onnx) and its neighbour .pt2 and compare both with PyTorch on uint8 images (N, C, S, S).
+def export(trained: Trained, data: Dataset, path: Path, int8: bool = False) -> dict[str, Any]:
+    """Write ``path`` (.onnx) and its neighbour .pt2 and compare both with PyTorch on the test images.
+
+    ``int8`` adds an .int8.onnx, calibrated on training images, whose answers may differ.
 
     Returns per file its ``path``, ``bytes``, the median image's ``difference`` (largest over its logits), and
     the shares (0-1) of images with the ``same_answers`` and with ``close_logits`` (within a thousandth of the
     largest one). Where tokens are chosen, rounding may tip a choice between two nearly equal ones, in a few
-    images. Raises UserError when more than one image in 20 is not close.
+    images. Raises UserError when more than one image in 20 is not close, or the images are of another size.
     """
-    expected = predict(trained.model, images, device=CPU, normalize=trained.recipe.normalize, precision="float32")
+    from vitlib.light.quantize import static
+
+    if data.image_size != trained.image_size:
+        raise UserError(
+            f"模型的图像边长是 {trained.image_size}，数据的是 {data.image_size}；请用 --data 指定同样大小的数据。"
+        )
+    normalize = trained.recipe.normalize
     to_onnx(trained.model, trained.image_size, path, dict(trained.story))
-    program = path.with_suffix(".pt2")
+    program, small = path.with_suffix(".pt2"), path.with_suffix(".int8.onnx")
     torch.export.save(trace(trained.model, trained.image_size), program)
+    written = [(path, OnnxModel(path)), (program, torch.export.load(program).module())]
+    if int8:
+        written.append((small, OnnxModel(static(path, small, data.train.images[:256], normalize))))
+    expected = _answers(trained.model, data.test.images, normalize)
     rows = []
-    for file, model in ((path, OnnxModel(path)), (program, torch.export.load(program).module())):
-        logits = predict(model, images, device=CPU, normalize=trained.recipe.normalize, precision="float32")
+    for file, model in written:
+        logits = _answers(model, data.test.images, normalize)
         gap = (logits - expected).abs().amax(dim=1)
         close = float((gap <= 1e-3 * expected.abs().max()).double().mean())
-        if close < 0.95:
+        if close < 0.95 and file is not small:
             raise UserError(
                 f"{file} 有 {1 - close:.1%} 的图像与 PyTorch 的结果不符，超过舍入误差；请换一个 torch 或 onnx 的版本再试。"
             )
         same = float((logits.argmax(1) == expected.argmax(1)).double().mean())
         row = {"path": str(file), "bytes": file.stat().st_size, "difference": float(gap.median())}
         rows.append(row | {"same_answers": same, "close_logits": close})
-    return {"images": len(images), "files": rows}
+    return {"images": len(expected), "files": rows}
+
+
+def _answers(model: nn.Module, images: Tensor, normalize: str) -> Tensor:
+    return predict(model, images, device=CPU, normalize=normalize, precision="float32")
 
 
 def batches(images: Tensor, normalize: str, size: int = 32) -> list[dict[str, np.ndarray]]:
