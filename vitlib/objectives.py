@@ -101,7 +101,8 @@ class Objective:
     def __call__(self, forward: Callable[[Any], Any], pixels: Any, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the scalar loss of a batch, and its logits (B, K) where there are any.
 
-        forward: the model, perhaps compiled; pixels: what :meth:`views` returned, perhaps mixed; targets: int64 (B,), or float32 (B, K) where images were mixed.
+        forward: the model, perhaps compiled; pixels: what :meth:`views` returned, perhaps mixed;
+        targets: int64 (B,), or float32 (B, K) where images were mixed.
         """
         logits = forward(pixels)
         taught = logits  # one head learns from both, unless a distillation token has a head of its own
