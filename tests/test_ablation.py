@@ -97,7 +97,7 @@ def test_runs_are_grouped_by_the_one_argument_in_which_they_differ():
     assert {title: list(family) for title, family in found.items()} == {
         "嵌入维数": ["嵌入维数 64", "嵌入维数 256（基线）", "嵌入维数 512"],
         "块数": ["块数 1", "块数 6（基线）"],
-        "归一化": ["归一化：RMS 归一化", "归一化：层归一化（基线）"],
+        "归一化": ["归一化“RMS 归一化”", "归一化“层归一化”（基线）"],
         "嵌入维数（FFN 随之）": ["嵌入维数（FFN 随之）64", "嵌入维数（FFN 随之）256（基线）"],
         "layer_scale": ["layer_scale 0.1", "layer_scale None（基线）"],
         "registers": ["registers 0（基线）", "registers 2"],

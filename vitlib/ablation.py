@@ -146,4 +146,5 @@ def _correct(family: "Family") -> dict[str, list[np.ndarray]]:
 
 def _gap(test: stats.Comparison) -> str:
     points = 100 * test.difference
-    return f"{test.names[0]}（{'低' if points < 0 else '高'} {abs(points):.1f} 个百分点）"
+    much = f"{'低' if points < 0 else '高'} {abs(points):.1f} 个百分点" if abs(points) >= 0.05 else "均值相同"
+    return f"{test.names[0]}（{much}）"

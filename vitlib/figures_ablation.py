@@ -37,7 +37,7 @@ def costs(points: pd.DataFrame) -> Figure:
             ax.set_xscale("log")
             ax.margins(x=0.15, y=0.25)
             for x, y, value in zip(own[column], mean, own["value"], strict=True):
-                ax.annotate(f"{value}", (x, y), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+                ax.annotate(f"{value}", (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes[row, 0].set_ylabel(f"{title}\n准确率 / %")
     for ax, name in zip(axes[-1], COLUMNS.values(), strict=True):
         ax.set_xlabel(name)

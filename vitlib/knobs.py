@@ -34,9 +34,9 @@ WORDS = {
 
 
 def told(knob: str, value: Any) -> str:
-    """Return how readers know a setting, for example ``图像块大小 8`` or ``归一化：批归一化``."""
+    """Return how readers know a setting, for example ``图像块大小 8`` or ``归一化“批归一化”``."""
     title = KNOBS[knob][0] if knob in KNOBS else knob
-    return f"{title}：{WORDS[value]}" if value in WORDS else f"{title} {value}"
+    return f"{title}“{WORDS[value]}”" if value in WORDS else f"{title} {value}"
 
 
 def modern(**model_args: Any) -> Recipe:
