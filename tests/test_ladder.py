@@ -53,3 +53,9 @@ def test_the_steps_are_planned_for_a_gpu_and_a_processor_is_spared_the_cnn():
     assert not thin.keys() & {recipe.name for _, recipe in LADDER[1:-1]} and thin["best"].teacher is None
     full = {job.recipe.name: job.recipe for job in jobs("2.1", PROFILES["full"])}
     assert full["best"].teacher.model == "cnn" and full["ladder-teacher"].teacher.protocol == "study"
+
+
+def test_an_ensemble_costs_its_teachers_and_their_answers():
+    more = minutes(BEST.but(name="best-of-three", distill={"seeds": 3})) - minutes(BEST)
+    answers = minutes(BEST.teacher) / 3 * BEST.epochs / BEST.teacher.epochs
+    assert more == pytest.approx(2 * minutes(BEST.teacher) + 2 * answers)
