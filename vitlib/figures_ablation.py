@@ -26,7 +26,7 @@ def costs(points: pd.DataFrame) -> Figure:
     """
     titles = list(dict.fromkeys(points["knob"]))
     fig, axes = plt.subplots(
-        len(titles), len(COLUMNS), figsize=(WIDTH, 1.55 * len(titles) + 0.4), layout="constrained",
+        len(titles), len(COLUMNS), figsize=(WIDTH, 1.4 * len(titles) + 0.4), layout="constrained",
         squeeze=False, sharey=True, sharex="col",
     )  # fmt: skip
     for row, (title, colour, marker) in enumerate(zip(titles, _palette(titles).values(), MARKERS, strict=False)):
@@ -36,8 +36,10 @@ def costs(points: pd.DataFrame) -> Figure:
             ax.errorbar(own[column], mean, yerr=half, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1)
             ax.set_xscale("log")
             ax.margins(x=0.15, y=0.25)
-            for x, y, value in zip(own[column], mean, own["value"], strict=True):
-                ax.annotate(f"{value}", (x, y), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+            rise = 7 if own[column].max() < 1.1 * own[column].min() else 0  # points that lie on one another
+            for i, (x, y, value) in enumerate(zip(own[column], mean, own["value"], strict=True)):
+                at = (x, mean.max() if rise else y)
+                ax.annotate(f"{value}", at, (3, 3 + rise * i), textcoords="offset points", fontsize=7)
         axes[row, 0].set_ylabel(f"{title}\n准确率 / %")
     for ax, name in zip(axes[-1], COLUMNS.values(), strict=True):
         ax.set_xlabel(name)
@@ -203,7 +205,7 @@ def _few_ticks(ax: Any) -> None:
     """Plain numbers on a logarithmic axis, few enough not to meet."""
     low, high = ax.get_xlim()
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 30 else (1, 3)
+    steps = (1, 2, 5) if high / low < 30 else (1, 3) if high / low < 100 else (1,)
     ticks = [round(step * power, 6) for power in powers for step in steps if low <= step * power <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
