@@ -98,3 +98,10 @@ def test_attention_can_be_asked_by_image_block_and_head():
     assert sliders == {"图像": (1, 2), "块": (1, 3), "头（0 为全部）": (0, 2)}
     draw(2, 3, 0), draw(1, 1, 2)
     assert not plt.get_fignums()  # nothing stays open
+
+
+def test_a_cost_that_was_not_measured_stays_empty():
+    fig = figures.costs(points().assign(speed=np.nan))
+    fig.canvas.draw()
+    assert not np.isfinite(fig.axes[1].lines[0].get_xdata(orig=False)).any()
+    assert fig.axes[0].lines[0].get_xdata(orig=False).tolist() == [20, 80, 320]
