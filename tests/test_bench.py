@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from toy import CPU, toy
 from torch import nn
+from toy import CPU, toy
 
 from benchmarks import bench, datapath, roofline, speedrun
 from benchmarks.peers import PEERS, build
@@ -118,7 +118,7 @@ def test_the_bench_measures_every_cell_against_the_baseline(monkeypatch, capsys,
     } | {("train", "engine", "bf16")}  # fmt: skip
     for row in cells.values():
         assert row["images_per_second"] == pytest.approx(row["batch"] / np.median(row["seconds"]), rel=1e-3)
-        assert 0 < row["roofline"] and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["roofline"] > 0 and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert cells["train", "timm", "fp32"]["ratio"] == 1.0
     bench.tell(found)
     assert "为原系统的 50.0 倍" in capsys.readouterr().out

@@ -77,8 +77,8 @@ def open_study(
     dataset = load(data) if isinstance(data, str) else data
     table = [*SECTIONS[section], *extra]
     if profile == "published":
-        runs = published_runs(table, store)
-        return Study(section, profile, _as_recorded(dataset, next(iter(runs.values()))[0]), runs)
+        found = published_runs(table, store)
+        return Study(section, profile, _as_recorded(dataset, next(iter(found.values()))[0]), found)
     chosen = resolve(profile, dataset, images=images, epochs=epochs, seeds=seeds)
     dataset = chosen.cut(dataset)
     wanted = [(entry, seed) for entry in table for seed in range(chosen.seeds) if chosen.takes(entry, seed)]
@@ -169,8 +169,8 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
 
     best: dict[str, list[Run]] = {}
     for factor in dict.fromkeys(entry.factor for entry in table):
-        tables = [serve(candidates, factor) for candidates in by_data.values()]
-        best |= max(tables, key=lambda t: (len(t), sum(r[0].data["train_images"] for r in t.values())))
+        tables: list[dict[str, list[Run]]] = [serve(candidates, factor) for candidates in by_data.values()]
+        best.update(max(tables, key=lambda t: (len(t), sum(r[0].data["train_images"] for r in t.values()))))
     if not best:
         names = "、".join(entry.recipe.name for entry in table)
         raise UserError(f"{store.published} 里没有这一节要用的运行记录（{names}）。")
