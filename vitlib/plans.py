@@ -22,15 +22,16 @@ from vitlib.recipe import Recipe
 TIERS = {
     1: "最佳配方与原系统",
     2: "它们的第二个种子",
-    3: "2.3 消融",
+    3: "2.3 消融，前两个种子",
     4: "第一层的第三个种子",
-    5: "2.4 轻量化与消融的更多种子",
+    5: "2.4 轻量化",
     6: "2.2 类别不平衡：对策的组合、对照与其他对策",
     7: "它们的第二个种子",
     8: "它们的第三个种子",
     9: "2.2 长尾数据、掩码预训练、重采样与混合",
     10: "2.1 通向最佳配方的每一步，与没有用上的方法",
     11: "它们的第二、第三个种子",
+    12: "2.3 消融的第三个种子",
 }
 
 
@@ -105,12 +106,12 @@ PROFILES = {
 
 def knob(name: str, value: Any, full_only: bool = False) -> Entry:
     """Return an entry of 2.3: the modern ViT with one argument of the model changed."""
-    return Entry(knobs.told(name, value), knobs.modern(**{name: value}), 3, (3, 5), full_only)
+    return Entry(knobs.told(name, value), knobs.modern(**{name: value}), 3, (3, 12), full_only)
 
 
 def _knobs() -> list[Entry]:
     """Return the entries of 2.3: the modern ViT's settings, the original's, and the latter with a linear classifier."""
-    later = (3, 5)
+    later = (3, 12)
     out = [
         Entry("现代 ViT", knobs.BASE, 3, later),
         Entry("原系统", knobs.ORIGINAL, 3, later),
