@@ -39,7 +39,7 @@ class PostHoc:
         last = [layer for layer in model.head.modules() if isinstance(layer, nn.Linear)][-1]  # type: ignore[union-attr, operator]
         if self.kind == "logit_adjustment":
             counts = torch.tensor(class_counts, dtype=torch.float64)
-            last.bias -= (self.tau * torch.log(counts / counts.sum())).to(last.bias)
+            last.bias.sub_((self.tau * torch.log(counts / counts.sum())).to(last.bias))
         else:
             norms = last.weight.norm(dim=1, keepdim=True)
             last.weight /= norms**self.tau

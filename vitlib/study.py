@@ -170,7 +170,8 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
     best: dict[str, list[Run]] = {}
     for factor in dict.fromkeys(entry.factor for entry in table):
         tables: list[dict[str, list[Run]]] = [serve(candidates, factor) for candidates in by_data.values()]
-        best.update(max(tables, key=lambda t: (len(t), sum(r[0].data["train_images"] for r in t.values()))))
+        most = max(tables, key=lambda t: (len(t), sum(r[0].data["train_images"] for r in t.values())))
+        best |= most
     if not best:
         names = "、".join(entry.recipe.name for entry in table)
         raise UserError(f"{store.published} 里没有这一节要用的运行记录（{names}）。")
