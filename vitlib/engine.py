@@ -128,8 +128,6 @@ class Trainer:
         state, failed, draws = self.state, None, None
         interval = float(os.environ.get("CIFAR_VIT_CHECKPOINT_SECONDS", "60"))
         saved = time.monotonic()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)  # the peak is this run's, not of those before it
         state.start_clock()
         label = f"训练 {self.recipe.name}（种子 {self.seed}）"
         with Progress(self.steps, label, done=state.step, show=self.show) as progress:

@@ -59,7 +59,9 @@ class TrainState:
         return self.ema if self.ema is not None else self.model.state_dict()
 
     def start_clock(self) -> None:
-        """Begin to count training time."""
+        """Begin to count training time, and a GPU's peak of memory: this run's, not of those before it."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self._mark = time.monotonic()
 
     def stop_clock(self) -> None:
