@@ -99,6 +99,7 @@ def against_factor(panels: "Mapping[str, pd.DataFrame]") -> Figure:
             (line,) = ax.plot(
                 known.index.to_numpy(float), known.to_numpy(float), color=colours[str(label)], markersize=4,
                 marker=MARKERS[labels.index(str(label))], label=str(label),
+                linestyle="-" if labels.index(str(label)) < 10 else "--",  # colours and markers are ten
             )  # fmt: skip
             drawn.setdefault(str(label), line)
         factors = sorted({float(factor) for frame in panels.values() for factor in frame.columns})
