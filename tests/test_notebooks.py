@@ -1,6 +1,6 @@
 """The four notebooks: how they are stored, that what they say comes from their runs, and that they run.
 
-One runs in the fast suite, on a folder of images of its own; the others, each from a fresh store, are slow.
+Running them, each from a fresh store, is slow.
 """
 
 import ast
@@ -119,6 +119,7 @@ def execute(path, out, **parameters):
     return executed
 
 
+@pytest.mark.slow
 def test_token_merging_runs_on_a_folder_of_other_classes_and_sizes(tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR_VIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)  # not the checkout
