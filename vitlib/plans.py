@@ -148,15 +148,11 @@ def _remedies() -> list[Entry]:
     """Return the entries of 2.2 with what the original lacked: on the data as it is, and cut to long tails."""
     brief = {"分类头重训（cRT）", *remedies.FREE}
     out = [
-        Entry(
-            label,
-            remedies.remedied(label),
-            *((9, ()) if label in remedies.MILD_ONLY else (6, (7, 8))),
-            label not in brief,
-        )
+        Entry(label, remedies.remedied(label), 6, (7, 8), full_only=label not in brief)
         for label in remedies.LACKED
-        if label != "类别加权"  # one of the combinations
+        if label not in ("类别加权", *remedies.MILD_ONLY)  # the first is one of the combinations
     ]
+    out += [Entry(label, remedies.remedied(label), 9, full_only=True) for label in remedies.MILD_ONLY]
     for ratio in remedies.MASKED:
         out.append(Entry(f"掩码预训练（掩码率 {ratio:g}）", remedies.masked(ratio), 9, full_only=True))
     for factor in remedies.FACTORS:
