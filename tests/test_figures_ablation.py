@@ -93,10 +93,14 @@ def test_the_inside_as_pictures():
 
 def test_attention_can_be_asked_by_image_block_and_head():
     model = create_model("vit", d_model=16, num_heads=2, num_layers=3, ffn_hidden_channels=16, pool="cls").eval()
-    draw = panels.browse_attention(model, torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "half")
-    sliders = {slider.description: (slider.min, slider.max) for slider in draw.widget.children[:-1]}
-    assert sliders == {"图像": (1, 2), "块": (1, 3), "头（0 为全部）": (0, 2)}
-    draw(2, 3, 0), draw(1, 1, 2)
+    box = panels.browse_attention(model, torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "half")
+    image, block, head, picture = box.children
+    assert [(s.min, s.max, s.value) for s in (image, block, head)] == [(1, 2, 1), (1, 3, 3), (0, 2, 0)]
+    seen = {bytes(picture.value)}
+    for slider, value in ((image, 2), (block, 1), (head, 2)):
+        slider.value = value
+        seen.add(bytes(picture.value))
+    assert len(seen) == 4 and all(value.startswith(b"\x89PNG") for value in seen)
     assert not plt.get_fignums()  # nothing stays open
 
 

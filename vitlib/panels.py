@@ -1,5 +1,6 @@
 """Figures of several panels side by side, and a figure to be asked. See ``vitlib.plots`` for what they share."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,24 +73,34 @@ def browse_attention(model: "ViT", images: Any, normalize: str) -> Any:
     """Show sliders for image, block and head (0: all), and the attention that each patch gets there.
 
     Works where a kernel runs; the report leaves it out. images: uint8 (N, 3, S, S); normalize: the recipe's.
-    Returns the drawing function, as ``ipywidgets.interact`` does.
+    Returns the box of widgets that is shown. The figure is a picture in it: outputs that a widget captures
+    can make a notebook that is run without a page wait for ever.
     """
-    from ipywidgets import IntSlider, interact
+    from ipywidgets import Image, IntSlider, VBox
 
-    def draw(image: int, block: int, head: int) -> None:
+    first: Any = model.blocks[0]
+    depth, heads = len(model.blocks), first.attention.num_heads
+    ranges = {"图像": (1, 1, len(images)), "块": (depth, 1, depth), "头（0 为全部）": (0, 0, heads)}
+    sliders = [
+        IntSlider(*span, description=name, continuous_update=False, style={"description_width": "initial"})
+        for name, span in ranges.items()
+    ]
+    picture = Image(format="png")
+
+    def draw(_: object = None) -> None:
+        image, block, head = (slider.value for slider in sliders)
         with torch.no_grad():
             maps = model.features(to_float(images[image - 1 : image], normalize)).attention[block - 1][0]
         received = maps[:, :, model.num_prefix_tokens :].mean(dim=1)
-        shown = received if head == 0 else received[head - 1 : head]
-        names = [f"头 {i + 1}" for i in range(len(received))] if head == 0 else [f"头 {head}"]
-        fig = attention(images[image - 1], shown, names)
-        display(fig)
+        chosen = range(heads) if head == 0 else [head - 1]
+        fig = attention(images[image - 1], received[list(chosen)], [f"头 {i + 1}" for i in chosen])
+        file = io.BytesIO()
+        fig.savefig(file, dpi=150)
         plt.close(fig)
+        picture.value = file.getvalue()
 
-    heads = model.blocks[0].attention.num_heads  # type: ignore[union-attr]
-    return interact(
-        draw,
-        image=IntSlider(1, 1, len(images), description="图像"),
-        block=IntSlider(len(model.blocks), 1, len(model.blocks), description="块"),
-        head=IntSlider(0, 0, heads, description="头（0 为全部）", style={"description_width": "initial"}),
-    )
+    for slider in sliders:
+        slider.observe(draw, "value")
+    draw()
+    display(box := VBox([*sliders, picture]))
+    return box
