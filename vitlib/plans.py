@@ -138,7 +138,7 @@ def _combinations(family: str, title: str) -> list[Entry]:
     return [
         Entry(
             f"{title}：{remedies.told(chosen)}", remedies.combination(family, chosen), 6, (7, 8),
-            full_only=family == "original" or not chosen <= set("AW"),
+            full_only=family == "original" or chosen not in (set("A"), set("AW")),
         )
         for chosen in remedies.SUBSETS
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def _combinations(family: str, title: str) -> list[Entry]:
 
 def _remedies() -> list[Entry]:
     """Return the entries of 2.2 with what the original lacked: on the data as it is, and cut to long tails."""
-    brief = {"分类头重训（cRT）", *remedies.FREE}
+    brief = {"均衡 softmax", "分类头重训（cRT）", *remedies.FREE}
     out = [
         Entry(label, remedies.remedied(label), 6, (7, 8), full_only=label not in brief)
         for label in remedies.LACKED
