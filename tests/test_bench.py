@@ -15,7 +15,7 @@ from benchmarks.peers import PEERS, build
 from benchmarks.roofline import Ceilings, floor
 from benchmarks.steps import inference, training_step
 from benchmarks.timing import interleave, ratio
-from vitlib import cli
+from vitlib import commands
 from vitlib.errors import UserError
 from vitlib.models import count
 
@@ -144,7 +144,7 @@ def test_a_speedrun_knows_its_targets():
         speedrun.plan(CPU, [0.99])
 
 
-@pytest.mark.parametrize("action", [cli.bench, cli.speedrun])
+@pytest.mark.parametrize("action", [commands.bench, commands.speedrun])
 def test_without_the_checkout_the_command_says_where_its_code_is(action, monkeypatch):
     monkeypatch.setattr("vitlib.paths.checkout", lambda: None)
     with pytest.raises(UserError, match="benchmarks/"):

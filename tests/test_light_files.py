@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     model = load_trained(str(folder / "light.safetensors"))
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr("vitlib.cli._load", lambda options, cut: data)
+        patch.setattr("vitlib.commands._load", lambda options, cut: data)
         given = [str(folder / "light.safetensors"), "--out", str(folder / "light.onnx"), "--int8", "--json"]
         assert main(["export", *given]) == 0
     return model, data.test, folder, json.loads(said.getvalue())

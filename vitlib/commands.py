@@ -1,0 +1,224 @@
+"""What each subcommand of ``vitlib`` does: from the parsed options to what ``--json`` prints.
+
+Each imports what it needs when it runs, so that ``vitlib --help`` is quick and a machine without the report's
+libraries can train.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitlib.errors import UserError
+
+
+def show_data(options: argparse.Namespace) -> dict[str, Any]:
+    """Load a data set and describe it."""
+    from vitlib.data import describe, load
+
+    facts = describe(load(options.source, skip_unreadable=options.skip_unreadable))
+    if not options.json:
+        print(
+            f"{facts['provenance']}\n数据指纹 {facts['fingerprint']}，图像 {facts['image_size']}×{facts['image_size']}"
+        )
+        for row in facts["classes"]:
+            print(f"  {row['id']}  {row['name']}\t训练 {row['train']:>6,}\t测试 {row['test']:>6,}")
+        print(
+            f"  合计\t训练 {facts['train_images']:>6,}\t测试 {facts['test_images']:>6,}\t不平衡度 {facts['imbalance']:.2f}"
+        )
+    for line in [*facts["warnings"], *facts["skipped"]]:
+        print(f"注意：{line}", file=sys.stderr)
+    return facts
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Train one recipe, or fetch the run when the store has it."""
+    from vitlib.plans import Profile
+    from vitlib.recipes import recipe_named
+    from vitlib.store import Store
+    from vitlib.weights import save_weights
+
+    recipe = recipe_named(options.recipe)
+    epochs = () if options.epochs is None else tuple((model, options.epochs) for model in ("original", "vit"))
+    profile = Profile("train", options.images, None, epochs)
+    run = Store().get(profile.fit(recipe), options.seed, _load(options), weights=options.save is not None)
+    if options.save:
+        save_weights(options.save, run.load_state(), run.record, half=options.half)
+    return _tell([run.summary], options)[0]
+
+
+def sweep(options: argparse.Namespace) -> dict[str, Any]:
+    """Train what a plan lacks, or price it."""
+    from vitlib import plans
+    from vitlib.exchange import export
+    from vitlib.store import Store
+    from vitlib.study import resolve
+    from vitlib.sweep import price_list, sweep
+
+    given = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds, "tier": options.tier}
+    budget = _seconds(options.budget)
+    data, store = _load(options, cut=False), Store()
+    profile = resolve(options.profile, data, **given)
+    todo, data = plans.jobs(options.plan, profile), profile.cut(data)
+    if options.dry_run:
+        prices = price_list(todo, data, store)
+        if not options.json:
+            for row in prices["jobs"]:
+                state = "已有" if row["done"] else "待训练"
+                print(f"第 {row['tier']} 层\t{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{state}")
+            for row in prices["tiers"]:
+                print(
+                    f"第 {row['tier']} 层（{plans.TIERS[row['tier']]}）：{row['missing']} 次待训练，"
+                    f"估计本机 {row['here_minutes']:.1f} 分钟，H100 {row['h100_minutes']:.1f} 分钟"
+                )
+        return prices
+    done = sweep(todo, data, store, budget=budget, workers=options.workers)
+    if options.publish:
+        for run in done.runs:
+            store.publish(run)
+    left_out = []
+    if options.export:
+        # an unfinished run goes on elsewhere from its checkpoint, or from what is trained before it
+        starts = [replace(job, recipe=r, seed=s) for job in done.left for _, r, s in job.recipe.before(job.seed)]
+        keys = [job.recipe.key(job.seed, data.fingerprint) for job in [*todo, *starts]]
+        left_out = export(store, keys, options.export)
+    rows = _tell([run.summary for run in done.runs], options)
+    left = [f"{job.recipe.name}（种子 {job.seed}）" for job in done.left]
+    for text, names in (("时间用完，还没做完", left), ("没有装进导出文件", left_out)):
+        if names:
+            print(f"{text}：{'、'.join(names)}", file=sys.stderr)
+    return {"runs": rows, "left": left, "not_exported": left_out}
+
+
+def runs(options: argparse.Namespace) -> dict[str, Any]:
+    """List all runs, or import some."""
+    from vitlib.exchange import import_runs
+    from vitlib.store import Store
+
+    if options.verb and options.folder is None:
+        raise UserError("runs import 后面要写文件夹，即 vitlib sweep --export 写出的那个。")
+    found = import_runs(Store(), options.folder) if options.verb else Store().all()
+    return {"runs": _tell([run.summary for run in found], options)}
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate a model on a folder or zip of classes."""
+    from vitlib.data import load_images
+    from vitlib.use import evaluate_images
+    from vitlib.weights import load_trained
+
+    trained = load_trained(options.model)
+    images = load_images(Path(options.data), trained.class_names, image_size=trained.image_size)
+    result = evaluate_images(trained, images)
+    if not options.json:
+        print(f"准确率 {result['accuracy']:.2%}（{result['images']:,} 张图像）")
+        for name, value in result["per_class"].items():
+            print(f"  {name}\t{'没有图像' if value is None else f'{value:.2%}'}")
+    return result
+
+
+def predict(options: argparse.Namespace) -> dict[str, Any]:
+    """Name what is on some images."""
+    from vitlib.use import predict_files
+    from vitlib.weights import load_trained
+
+    rows = predict_files(load_trained(options.model), options.images)
+    if not options.json:
+        for row in rows:
+            print(f"{row['image']}\t{row['class']}\t{row['confidence']:.1%}")
+    return {"predictions": rows}
+
+
+def export(options: argparse.Namespace) -> dict[str, Any]:
+    """Export a model and check the files on the test images."""
+    from vitlib.light.export import export
+    from vitlib.weights import load_trained
+
+    data, out = _load(options, cut=False), options.out or Path(f"{Path(options.model).stem}.onnx")
+    facts = export(load_trained(options.model), data, out, int8=options.int8)
+    for row in [] if options.json else facts["files"]:
+        print(f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张图像中 {row['same_answers']:.2%} 答案相同")
+    return facts
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Build the report."""
+    from vitlib.report.build import build_report
+    from vitlib.study import settle
+
+    profile, data = settle(options.profile, options.data, options.accept)
+    html = build_report(profile=profile, data=data, out_dir=options.out)
+    pdf = html.with_suffix(".pdf")
+    return {"html": str(html), "pdf": str(pdf) if pdf.exists() else None, "profile": profile, "data": data}
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure speed against the peers."""
+    _need_checkout()
+    from benchmarks.bench import run, tell
+    from vitlib.device import pick
+
+    device = pick()
+    found = run(_load(options), device, full=options.full or device.type == "cuda", seconds=options.seconds)
+    return _measured(found, tell, options)
+
+
+def speedrun(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the way to an accuracy."""
+    _need_checkout()
+    from benchmarks.speedrun import plan, run, tell
+    from vitlib.device import pick
+
+    device = pick()
+    todo = plan(device, options.target, options.epochs)
+    return _measured(run(_load(options), device, options.seeds, todo), tell, options)
+
+
+def _need_checkout() -> None:
+    from vitlib.paths import checkout
+
+    if checkout() is None:
+        raise UserError("这个子命令的代码在源码仓库的 benchmarks/ 里，不随安装包发布；请在仓库中运行。")
+
+
+def _measured(
+    found: dict[str, Any], tell: Callable[[dict[str, Any]], None], options: argparse.Namespace
+) -> dict[str, Any]:
+    if options.out:
+        from vitlib.checkpoint import write_atomic
+
+        write_atomic(options.out, json.dumps(found, ensure_ascii=False).encode())
+    if not options.json:
+        tell(found)
+    return found
+
+
+def _load(options: argparse.Namespace, cut: bool = True) -> Any:
+    from vitlib.data import load
+
+    data = load(options.data)
+    return data.subset(options.images) if cut and getattr(options, "images", None) is not None else data
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match:
+        raise UserError(f"看不懂时间 {text}；请写成 90s、9m 或 2h 这样。")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _tell(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    if not options.json:
+        for row in rows:
+            accuracy = "没有准确率" if row["accuracy"] is None else f"测试准确率 {row['accuracy']:.2%}"
+            failed = f"，失败：{row['failed']}" if row["failed"] else ""
+            print(
+                f"{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{row['train_images']:,} 张\t{accuracy}{failed}"
+            )
+    return rows
