@@ -36,7 +36,9 @@ def ceilings(device: torch.device, seconds: float = 2.0) -> Ceilings:
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b, out = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(3))
-        rates[str(dtype).removeprefix("torch.")] = 2 * side**3 / _best(partial(torch.mm, a, b, out=out), device, seconds)
+        rates[str(dtype).removeprefix("torch.")] = (
+            2 * side**3 / _best(partial(torch.mm, a, b, out=out), device, seconds)
+        )
     source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     return Ceilings(rates, 2 * source.nbytes / _best(lambda: target.copy_(source), device, seconds))

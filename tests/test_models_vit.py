@@ -172,17 +172,6 @@ def test_attention_in_bf16_on_a_processor_computes_the_formula_and_its_gradient(
         assert (ours.float() - reference).norm() < 2e-2 * reference.norm()
 
 
-@pytest.mark.parametrize("patch", [2, 4, 8])
-def test_the_early_stem_halves_the_side_and_every_weight_learns(patch):
-    model = small(stem="early", patch_size=patch)
-    grid = 32 // patch
-    assert model.stem(torch.randn(2, 3, 32, 32)).shape == (2, 32, grid, grid)
-    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    assert all(p.grad.norm() > 0 for p in model.stem.parameters())
-    strides = [layer.stride[0] for layer in model.stem if isinstance(layer, nn.Conv2d)]
-    assert strides == [1, *[2] * (patch.bit_length() - 1), 1]
-
-
 def test_the_full_width_scale_flattens_the_attention_by_the_root_of_the_heads():
     torch.manual_seed(0)
     by_head = Attention(d_model=32, num_heads=4, dropout=0.0, attention_dropout=0.0)

@@ -212,7 +212,10 @@ def test_pre_training_hands_its_encoder_over(before, tmp_path):
     run = store.get(PLAIN.but(name="tuned", init_from=before, epochs=0), 0, data, show=False)
     start, end = store.find(before, 0, data), run.load_state()
     assert all(torch.equal(end[name], start.load_state()[name]) for name in end if not name.startswith("head"))
-    assert math.isnan(start.accuracy) and [*start.history] == ["epoch", "train_loss"]  # and nothing was told of the labels
+    assert math.isnan(start.accuracy) and [*start.history] == [
+        "epoch",
+        "train_loss",
+    ]  # and nothing was told of the labels
 
 
 def test_the_parts_that_only_pre_train_are_not_handed_over():

@@ -40,29 +40,6 @@ class ConvStem(nn.Sequential):
         return super().forward(images.contiguous(memory_format=torch.channels_last))
 
 
-class EarlyStem(nn.Sequential):
-    """Early convolutions of Xiao et al. 2021 (arXiv:2106.14881, section 4): (B, C, S, S) -> (B, D, G, G).
-
-    A 3x3 convolution at full size, one with stride 2 and twice the width for each halving, each followed by batch
-    normalisation and ReLU, and a 1x1 convolution to the width of the tokens.
-    """
-
-    def __init__(self, in_channels: int, d_model: int, patch_size: int, width: int = 32):
-        layers: list[nn.Module] = []
-        before = in_channels
-        for stage in range(patch_size.bit_length()):
-            after = width * 2**stage
-            stride = 1 if stage == 0 else 2
-            convolution = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
-            nn.init.kaiming_normal_(convolution.weight)
-            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
-            before = after
-        super().__init__(*layers, nn.Conv2d(before, d_model, kernel_size=1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images.contiguous(memory_format=torch.channels_last))
-
-
 class ShiftedStem(nn.Module):
     """Shifted patch tokenization of Lee et al. 2021 (arXiv:2112.13492, section 3.2): (B, C, S, S) -> (B, D, G, G).
 
@@ -84,7 +61,7 @@ class ShiftedStem(nn.Module):
         return rearrange(self.proj(self.norm(patches)), "B y x D -> B D y x")
 
 
-STEMS: dict[str, type[nn.Module]] = {"patch": PatchStem, "conv": ConvStem, "early": EarlyStem, "shifted": ShiftedStem}
+STEMS: dict[str, type[nn.Module]] = {"patch": PatchStem, "conv": ConvStem, "shifted": ShiftedStem}
 
 
 def sincos_table(grid: int, d_model: int) -> Tensor:

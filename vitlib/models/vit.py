@@ -80,9 +80,8 @@ class ViT(EncoderModel):
 
     Args:
         img_size: side for which positions are made; other sides that ``patch_size`` divides work too.
-        stem: ``"patch"`` (linear patches), ``"conv"`` (CCT's convolutions) or ``"early"`` (strided ones with batch
-            normalisation; both want a power of two as ``patch_size``) or ``"shifted"`` (patches that see half
-            a patch further, Lee et al. 2021).
+        stem: ``"patch"`` (linear patches), ``"conv"`` (CCT's convolutions; ``patch_size`` a power of two) or
+            ``"shifted"`` (patches that see half a patch further, Lee et al. 2021).
         pos: ``"learned"``, ``"sincos"`` (fixed, 2-D) or ``"none"``.
         pool: ``"mean"`` of the patches, ``"cls"`` (class token) or ``"seq"`` (learned weights, as CCT).
         dropout: after positions, projections and both layers of the feed-forward network.
@@ -114,7 +113,7 @@ class ViT(EncoderModel):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        stem: Literal["patch", "conv", "early", "shifted"] = "patch",
+        stem: Literal["patch", "conv", "shifted"] = "patch",
         pos: Literal["learned", "sincos", "none"] = "learned",
         pool: Literal["mean", "cls", "seq"] = "mean",
         layer_scale: float | None = None,
