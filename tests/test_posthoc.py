@@ -53,6 +53,9 @@ def test_a_bad_correction_is_refused_when_the_recipe_is_made():
     for posthoc in ({"kind": "tau"}, {"kind": "tau_norm", "tau": -1.0}):
         with pytest.raises(UserError, match="logit_adjustment"):
             Recipe(posthoc=posthoc)
+    for posthoc in ({"tau": 1.0}, {"kind": "tau_norm", "gamma": 1.0}):
+        with pytest.raises(UserError, match="要给出 kind"):
+            Recipe(posthoc=posthoc)
 
 
 def test_a_correction_is_a_run_without_epochs_that_equals_the_adjusted_logits(tmp_path):

@@ -28,6 +28,7 @@ KEYS = {
     "teacher": "71523463bcf78ea4",
     "best": "f81216ce46bc404c",
     "cpu": "308d53203ec751da",
+    "fast": "b22ea374969a7d13",
 }
 
 

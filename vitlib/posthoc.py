@@ -4,9 +4,9 @@ As a recipe: ``init_from`` a trained run, ``transfer="all"``, ``epochs=0`` and `
 comes out is a record like any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +32,13 @@ class PostHoc:
             raise UserError(
                 f"事后修正 {self.kind!r}（tau={self.tau!r}）不可用：kind 须为 logit_adjustment 或 tau_norm，tau 不能为负。"
             )
+
+    @classmethod
+    def given(cls, posthoc: Mapping[str, Any]) -> "PostHoc":
+        """Return the correction that a recipe declares; raises UserError for what it does not know."""
+        if posthoc.keys() - {"kind", "tau"} or "kind" not in posthoc:
+            raise UserError(f"事后修正 {dict(posthoc)} 不可用：要给出 kind，还可以给出 tau，没有别的设定。")
+        return cls(**posthoc)
 
     @torch.no_grad()
     def apply(self, model: nn.Module, class_counts: Sequence[int]) -> None:

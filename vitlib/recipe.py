@@ -110,7 +110,7 @@ class Recipe:
         Augment(**self.augment)
         self._check_objective()
         if self.posthoc:
-            PostHoc(**self.posthoc)
+            PostHoc.given(self.posthoc)
 
     def _check_objective(self) -> None:
         """Refuse a model, a teacher or a way to imitate it that do not go together."""
