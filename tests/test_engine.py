@@ -251,7 +251,9 @@ def test_images_made_ready_together_are_those_made_ready_one_batch_at_a_time(dat
     assert one.history == three.history and same(one.state, three.state)
 
 
-def test_warming_up_leaves_the_run_as_it_was(data, tmp_path):
-    cold, warm = (trainer(ORIGINAL, data, tmp_path / name) for name in ("cold", "warm"))
+@pytest.mark.parametrize("objective", ["classify", "mae", "dino"])
+def test_warming_up_leaves_the_run_as_it_was(data, tmp_path, objective):
+    recipe = ORIGINAL if objective == "classify" else PLAIN.but(objective=objective, model=objective)
+    cold, warm = (trainer(recipe, data, tmp_path / name) for name in ("cold", "warm"))
     warm.warm_up()
     assert same(cold.run().state, warm.run().state)

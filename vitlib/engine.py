@@ -115,8 +115,11 @@ class Trainer:
         """Compile, where the model is compiled, on made-up pixels; the run itself stays as it was."""
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.train()
-        pixels = torch.zeros(self.batch, *self.images.shape[1:], device=self.device)
-        self._forward_loss(self.forward, pixels, self.labels[: self.batch], 0)[0].backward()
+        draws = EpochDraws(self.seed, 0, self.labels, self.steps_per_epoch, self.recipe.sampling)
+        black = torch.zeros_like(self.images[: self.batch])
+        views = self.objective.views(black, draws, slice(self.batch))
+        shown = views[0] if len(views) == 1 else tuple(views)
+        self._forward_loss(self.forward, shown, self.labels[: self.batch], 0)[0].backward()
         self.state.optimizer.zero_grad()
         self.model.load_state_dict(before)
 
