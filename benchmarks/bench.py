@@ -63,6 +63,7 @@ def _group(
     kind: str, batch: int, cells: list[Cell], data: Dataset, device: torch.device, limits: Ceilings, seconds: float
 ) -> list[dict[str, Any]]:
     """Time the cells of one kind of work and one batch size in turn; return a row a cell."""
+    torch.compiler.reset()  # the group before must not count against the limit of recompilations
     tasks: dict[Cell, Callable[[], Any]] = {(name, mode): WORK[kind](name, mode, batch, device) for name, mode in cells}
     least = {mode: floor(WORK[kind]("ours", mode, batch, device), limits)[0] for mode in ("fp32", "bf16")}
     with TemporaryDirectory() as folder:

@@ -77,7 +77,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.seed, self.data, self.device = recipe, seed, data, device
         self.folder, self.deadline, self.show = folder, deadline, show
-        self._choose_images()
+        self.choose_images()
         torch.manual_seed(derive(seed, "init"))
         self.model = build_model(recipe, data.num_classes, data.image_size).to(device)
         if start is not None:
@@ -87,14 +87,16 @@ class Trainer:
         self.state = TrainState(recipe, self.model, device)
         self.loss = build_loss(recipe.loss, self.class_counts, **recipe.loss_args).to(device)
         self.objective = OBJECTIVES[recipe.objective](recipe, self.model, self.loss, teacher and teacher.to(device))
-        pays = device.type == "cuda" and self.steps * self.batch >= COMPILE_FROM
-        self.forward = torch.compile(self.model) if pays and can_compile(device) else self.model
+        self.forward: Callable[..., Any] = self.model
+        if device.type == "cuda" and self.steps * self.batch >= COMPILE_FROM and can_compile(device):
+            torch.compiler.reset()  # runs before this one must not count against the limit of recompilations
+            self.forward = torch.compile(self.model)
         self.check_every = 1 if device.type == "cpu" else 50  # asking a GPU means waiting for it
         self.together = 1 if device.type == "cpu" else max(1, AUGMENT_TOGETHER // self.batch)  # batches
         self.ready: tuple[EpochDraws, int, list[Any]] | None = None
         self.state.resume(folder)
 
-    def _choose_images(self) -> None:
+    def choose_images(self) -> None:
         """Pick the images to fit and those to watch; only the original's protocol may watch the test set."""
         recipe, fit = self.recipe, self.data.train
         self.watch: tuple[str, LabeledImages] | None = None
@@ -236,14 +238,7 @@ class Trainer:
         module, what = first_nonfinite(self.model, repeat)
         message = f"第 {step + 1} 步（第 {epoch + 1} 轮第 {i + 1} 批）出现非有限值，模块 {module}：{what}。"
         images = draws.order[i * self.batch : (i + 1) * self.batch][:4].tolist()  # to find it again
-        return {
-            "step": step,
-            "epoch": epoch,
-            "batch": i,
-            "images": images,
-            "module": module,
-            "message": message,
-        }
+        return {"step": step, "epoch": epoch, "batch": i, "images": images, "module": module, "message": message}
 
     def _end_epoch(self, epoch: int) -> None:
         state = self.state
