@@ -195,6 +195,16 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_sweep_goes_on(shelf, data, tm
         assert same(run.load_state(), other.load_state()) and run.record["history"] == other.record["history"]
 
 
+@pytest.mark.parametrize("budget", [None, 60.0])
+def test_a_job_cut_to_a_long_tail_trains_on_the_tail(shelf, data, budget):
+    todo = [Job(QUICK, 0, 1, "whole"), Job(QUICK, 0, 1, "tail", factor=4.0)]
+    whole, tail = sweep.sweep(todo, data, shelf, budget=budget, show=False).runs
+    assert whole.data["fingerprint"] == data.fingerprint
+    assert tail.data["fingerprint"] == plans.tailed(data, 4.0).fingerprint != data.fingerprint
+    assert max(tail.data["class_counts"]) == 4 * min(tail.data["class_counts"])
+    assert missing(todo, data, shelf) == []
+
+
 def test_workers_side_by_side_train_the_same_runs(shelf, data, tmp_path):
     expected = sweep.sweep(PLAN[2:], data, shelf, show=False).runs
     pair = Store(tmp_path / "pair", tmp_path / "published")

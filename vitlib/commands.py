@@ -84,7 +84,8 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     if options.export:
         # an unfinished run goes on elsewhere from its checkpoint, or from what is trained before it
         starts = [replace(job, recipe=r, seed=s) for job in done.left for _, r, s in job.recipe.before(job.seed)]
-        keys = [job.recipe.key(job.seed, data.fingerprint) for job in [*todo, *starts]]
+        prints = {job.factor: plans.tailed(data, job.factor).fingerprint for job in todo}
+        keys = [job.recipe.key(job.seed, prints[job.factor]) for job in [*todo, *starts]]
         left_out = export(store, keys, options.export)
     rows = _tell([run.summary for run in done.runs], options)
     left = [f"{job.recipe.name}（种子 {job.seed}）" for job in done.left]

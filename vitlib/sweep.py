@@ -79,7 +79,7 @@ def sweep(
             if id(job) in lacking and not train(job):
                 out.left.append(job)
                 continue
-            run = store.find(job.recipe, job.seed, data)
+            run = store.find(job.recipe, job.seed, tailed(data, job.factor))
             assert run is not None
             out.runs.append(run)
             out.trained += id(job) in lacking
@@ -94,7 +94,7 @@ def _train(job: Job, data: Dataset, store: Store, end: float | None, show: bool)
         return False
     deadline = None if left is None else time.monotonic() + left
     try:
-        store.get(job.recipe, job.seed, data, deadline=deadline, show=show)
+        store.get(job.recipe, job.seed, tailed(data, job.factor), deadline=deadline, show=show)
     except OutOfTime:
         return False
     return True
