@@ -78,7 +78,7 @@ def _group(
         middle, low, high = ratio(base, values)
         rows.append(
             {
-                "work": kind, "batch": batch, "model": name, "mode": mode, "seconds": np.round(values, 7).tolist(),
+                "work": kind, "batch": batch, "model": name, "mode": mode, "seconds": np.round(values, 9).tolist(),
                 "images_per_second": batch / float(np.median(values)), "ratio": middle, "ratio_low": low,
                 "ratio_high": high,
                 "roofline": least[mode.partition("+")[0]] / float(np.median(values)),
