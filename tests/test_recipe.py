@@ -27,7 +27,7 @@ KEYS = {
     "vit-dino": "50562606908e1ba9",
     "teacher": "71523463bcf78ea4",
     "best": "f81216ce46bc404c",
-    "cpu": "308d53203ec751da",
+    "cpu": "69dfc2609e523c81",
     "fast": "b22ea374969a7d13",
 }
 
