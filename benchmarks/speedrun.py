@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from benchmarks.timing import wait
+from labreport.stats import summary
 from vitlib.data import Dataset
 from vitlib.device import describe
 from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.recipe import Recipe
 from vitlib.recipes import recipe_named
-from vitlib.stats import summary
 
 # target accuracy: recipe and epochs that should reach it; the CPU's targets first
 PLAN = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from labreport.analysis.ablation import PRINTED, conclude, families, steps, training_bytes
 from vitlib import knobs
-from vitlib.ablation import PRINTED, conclude, families, steps, training_bytes
 from vitlib.errors import UserError
 from vitlib.models import ViT, create_model
 from vitlib.plans import PROFILES, SECTIONS, TIERS, jobs, knob, prices

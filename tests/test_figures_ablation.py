@@ -11,8 +11,9 @@ import pytest
 import torch
 from test_plots import assert_no_text_overlaps
 
-from vitlib import figures_ablation as figures
-from vitlib import panels, show
+from labreport import show
+from labreport.figures import ablation as figures
+from labreport.figures import panels
 from vitlib.models import create_model
 
 

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from vitlib import figures_imbalance, mechanism, metrics, shapley
+from labreport import metrics
+from labreport.analysis import mechanism, shapley
+from labreport.figures import imbalance as figures_imbalance
 from vitlib.models import create_model
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitlib.inside import attention_distance, cka, position_similarity, removal, rollout, token_similarity
+from labreport.analysis.inside import attention_distance, cka, position_similarity, removal, rollout, token_similarity
 from vitlib.models import create_model
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 3, "ffn_hidden_channels": 16, "patch_size": 8}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from vitlib.report.browser import find_browser
+from labreport.assembly.browser import find_browser
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TOKEN = "only-for-this-test"

@@ -12,7 +12,7 @@ import torch_pruning
 import toy
 from torch import nn
 
-from vitlib import latency
+from labreport.analysis import latency
 from vitlib.cli import main
 from vitlib.errors import UserError
 from vitlib.evaluate import predict

@@ -7,8 +7,9 @@ import pytest
 import torch
 import toy
 
-from vitlib import stats
-from vitlib.light import assess, figures
+from labreport import stats
+from labreport.analysis import assess
+from labreport.figures import light as figures
 from vitlib.light.kernels import Row
 from vitlib.light.recipes import CHILD, DISTILLED, LIGHT, METHODS, pruned
 from vitlib.models import count, create_model

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vitlib.errors import UserError
-from vitlib.metrics import (
+from labreport.metrics import (
     confusion,
     expected_calibration_error,
     per_class_recall,
@@ -14,6 +13,7 @@ from vitlib.metrics import (
     score_table,
     scores,
 )
+from vitlib.errors import UserError
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
 PREDICTED = np.array([0, 0, 0, 1, 1, 2, 2, 0])

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from labreport.assembly.document import merge
+from labreport.assembly.notebooks import run_notebooks
 from vitlib.data import load
 from vitlib.engine import Outcome
 from vitlib.paths import share
 from vitlib.plans import PROFILES, jobs, tailed
-from vitlib.report.document import merge
-from vitlib.report.notebooks import run_notebooks
 from vitlib.store import make_record
 
 CPU = torch.device("cpu")

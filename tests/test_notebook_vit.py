@@ -5,8 +5,8 @@ import re
 import nbformat
 import pytest
 
+from labreport.assembly.notebooks import run_notebooks
 from vitlib.paths import share
-from vitlib.report.notebooks import run_notebooks
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ import pytest
 import toy
 from data_helpers import class_files, write_folder
 
+from labreport.assembly.document import merge
+from labreport.assembly.exporter import to_html
+from labreport.assembly.front import gather
+from labreport.assembly.notebooks import run_notebooks
 from vitlib.models import model_defaults
 from vitlib.plans import SECTIONS
-from vitlib.report.document import merge
-from vitlib.report.exporter import to_html
-from vitlib.report.front import gather
-from vitlib.report.notebooks import run_notebooks
 from vitlib.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +141,7 @@ def test_a_notebook_runs_on_generated_images(path, tmp_path):
 @pytest.mark.slow
 def test_the_report_is_made_from_records_alone(tmp_path):
     """Records of small stand-ins on other images than those at hand, and no weights: in a copy of the project."""
-    for name in ("vitlib", "notebooks", "report"):
+    for name in ("vitlib", "labreport", "notebooks", "report"):
         shutil.copytree(
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results", "weights")
         )
@@ -162,7 +162,7 @@ def test_the_report_is_made_from_records_alone(tmp_path):
         for seed in range(3):
             store.publish(store.get(shrink(recipe), seed, data, show=False))
     code = (
-        "import sys; from pathlib import Path; from vitlib.report.notebooks import run_notebooks\n"
+        "import sys; from pathlib import Path; from labreport.assembly.notebooks import run_notebooks\n"
         "import vitlib; assert Path(vitlib.__file__).parts[:-2] == Path.cwd().parts, vitlib.__file__\n"
         "paths = sorted(Path('notebooks').glob('2.*.ipynb'))\n"
         "run_notebooks(paths, {'profile': 'published', 'data': 'synthetic'}, Path('out'), progress=False)"

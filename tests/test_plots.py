@@ -13,7 +13,8 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from vitlib import panels, pictures, plots, show
+from labreport import show
+from labreport.figures import panels, pictures, plots
 from vitlib.errors import UserError
 
 NAMES = ("飞机", "汽车", "鸟", "猫", "鹿", "狗", "青蛙", "马", "船", "卡车")

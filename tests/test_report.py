@@ -11,13 +11,13 @@ from fontTools.pens.areaPen import AreaPen
 from fontTools.ttLib import TTFont
 from nbformat.v4 import new_markdown_cell, new_output
 
+from labreport.assembly import fonts, mathml
+from labreport.assembly.build import assemble
+from labreport.assembly.document import merge
+from labreport.assembly.exporter import to_html
+from labreport.assembly.front import duration, gather, read_members
 from vitlib.errors import UserError
 from vitlib.paths import share
-from vitlib.report import fonts, mathml
-from vitlib.report.build import assemble
-from vitlib.report.document import merge
-from vitlib.report.exporter import to_html
-from vitlib.report.front import duration, gather, read_members
 
 
 def front(origins):
@@ -207,7 +207,7 @@ def test_a_defect_fails_the_build_with_its_cell_named_and_the_old_report_stays(n
 def test_without_a_browser_the_html_is_made_and_one_line_says_what_to_install(
     tmp_path, without_fonts, monkeypatch, capsys
 ):
-    monkeypatch.setattr("vitlib.report.build.find_browser", lambda: None)
+    monkeypatch.setattr("labreport.assembly.build.find_browser", lambda: None)
     executed = cases.write(tmp_path, "2.1_a", [*cases.chapter(), cases.code("x", cases.figure("fig:lonely"))])
     (tmp_path / "report.pdf").write_text("旧")
     assert assemble([executed], tmp_path).name == "report.html"

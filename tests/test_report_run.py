@@ -13,9 +13,9 @@ import report_cases as cases
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pypdf import PdfReader
 
+from labreport.assembly import browser, terminal
+from labreport.assembly.build import assemble, build_report
 from vitlib.errors import UserError
-from vitlib.report import browser, terminal
-from vitlib.report.build import assemble, build_report
 
 
 def source_notebook(folder: Path, name: str, *sources: str) -> Path:
@@ -159,7 +159,7 @@ def test_browsers_are_found_where_each_system_keeps_them(system, place, tmp_path
 )
 def test_a_browser_that_fails_is_named_and_leaves_the_old_report(body, words, tmp_path, monkeypatch):
     monkeypatch.setattr(browser, "TIMEOUT", 1)
-    monkeypatch.setattr("vitlib.report.fonts.embed", lambda soup: "")
+    monkeypatch.setattr("labreport.assembly.fonts.embed", lambda soup: "")
     tools = tmp_path / "tools"
     tools.mkdir()
     monkeypatch.setenv("CHROME", str(program(tools, body)))

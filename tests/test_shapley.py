@@ -5,8 +5,8 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 
-from vitlib.shapley import complete, contrast, contributions
-from vitlib.stats import compare
+from labreport.analysis.shapley import complete, contrast, contributions
+from labreport.stats import compare
 
 PLAYERS = ("P", "A", "W", "O")
 SUBSETS = [frozenset(chosen) for size in range(5) for chosen in combinations(PLAYERS, size)]

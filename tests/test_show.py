@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vitlib import show
+from labreport import show
 from vitlib.data import Dataset, TestSet, TrainSet
 from vitlib.errors import UserError
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, ttest_1samp
 
+from labreport.stats import compare, compare_table, frame, holm, judge, summary, verdict_claim
 from vitlib.errors import UserError
-from vitlib.stats import compare, compare_table, frame, holm, judge, summary, verdict_claim
 
 IMAGES = 1000
 

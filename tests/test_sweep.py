@@ -3,14 +3,15 @@
 import pytest
 from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
 
-from vitlib import plans, study, sweep
+from labreport import study
+from labreport.study import open_study, published_runs, settle
+from vitlib import plans, sweep
 from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.plans import PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, prices, profile_named
 from vitlib.recipes import RECIPES
 from vitlib.store import Store
-from vitlib.study import open_study, published_runs, resolve, settle
-from vitlib.sweep import H100_FLOPS, affordable, missing, price_list
+from vitlib.sweep import H100_FLOPS, affordable, missing, price_list, resolve
 
 QUICK = PLAIN.but(name="quick", epochs=2)
 PRETRAIN = ORIGINAL.but(name="pre", objective="autoencode", ema=0.0, epochs=3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitlib import latency
+from labreport.analysis import latency
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
 from vitlib.models.tome import ToMe, bipartite_matching, encode, merge

@@ -47,17 +47,17 @@ def fresh(wheel, tmp_path_factory):
 def test_the_wheel_carries_what_the_package_needs_and_no_more(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    tracked = run("git", "ls-files", "-z", "vitlib", "notebooks", "report", cwd=ROOT).split("\0")
+    tracked = run("git", "ls-files", "-z", "vitlib", "labreport", "notebooks", "report", cwd=ROOT).split("\0")
     rendered = {"report/report.html", "report/report.pdf"}
     expected = {
-        name if name.startswith("vitlib/") else f"vitlib/_share/{name}"
+        name if name.startswith(("vitlib/", "labreport/")) else f"vitlib/_share/{name}"
         for name in tracked
         if name and name not in rendered
     }
     carried = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert expected <= carried
     assert not any(name.endswith(("report.html", "report.pdf", ".jpg", ".png")) for name in carried)
-    assert {name.split("/")[0] for name in carried} == {"vitlib"}
+    assert {name.split("/")[0] for name in carried} == {"vitlib", "labreport"}
     assert wheel.stat().st_size < 24 * 2**20
 
 

@@ -56,8 +56,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib import plans
     from vitlib.exchange import export
     from vitlib.store import Store
-    from vitlib.study import resolve
-    from vitlib.sweep import price_list, sweep
+    from vitlib.sweep import price_list, resolve, sweep
 
     given = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds, "tier": options.tier}
     budget = _seconds(options.budget)
@@ -148,8 +147,8 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """Build the report."""
-    from vitlib.report.build import build_report
-    from vitlib.study import settle
+    from labreport.assembly.build import build_report
+    from labreport.study import settle
 
     profile, data = settle(options.profile, options.data, options.accept)
     html = build_report(profile=profile, data=data, out_dir=options.out)

@@ -17,7 +17,7 @@ from vitlib.device import pick
 from vitlib.engine import OutOfTime
 from vitlib.evaluate import autocast
 from vitlib.models import count
-from vitlib.plans import Job, Profile, prices, tailed
+from vitlib.plans import Job, Profile, jobs, prices, profile_named, tailed
 from vitlib.progress import Progress
 from vitlib.recipes import VIT
 from vitlib.record import Run
@@ -25,6 +25,7 @@ from vitlib.state import build_model
 from vitlib.store import Store
 
 H100_FLOPS = 100e12  # operations per second that training is assumed to reach on one H100, for price lists
+BUDGET = 1200.0  # seconds that ``auto`` may spend on training
 
 
 @dataclass
@@ -34,6 +35,27 @@ class Swept:
     runs: list[Run] = field(default_factory=list)
     trained: int = 0
     left: list[Job] = field(default_factory=list)
+
+
+def resolve(name: str, data: Dataset, **overrides: int | None) -> Profile:
+    """Return a profile by name, ``auto`` among them, with fields replaced as ``profile_named`` does."""
+    return profile_named(decide(name, data), **overrides)
+
+
+def decide(name: str, data: Dataset, budget: float = BUDGET) -> str:
+    """Return the profile's name that ``auto`` stands for, any other name as it is.
+
+    On a CPU ``quick``; on a GPU the last tier that fits ``budget`` seconds by a short calibration, ``quick``
+    where not even the first one fits.
+    """
+    if name != "auto":
+        return name
+    device = pick()
+    if device.type == "cpu":
+        return "quick"
+    full = profile_named("full")
+    tier = affordable(full, prices(jobs("all", full), len(data.train), calibrate(device)), budget)
+    return f"full:{tier}" if tier else "quick"
 
 
 def missing(todo: Sequence[Job], data: Dataset, store: Store) -> list[Job]:

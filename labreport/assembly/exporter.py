@@ -9,10 +9,10 @@ from nbconvert.exporters.html import HTMLExporter
 from nbformat import NotebookNode
 from traitlets.config import Config
 
+from labreport.assembly import captions, fonts
+from labreport.assembly.mathml import FormulaError, formulas_in, markdown
 from vitlib.errors import UserError
 from vitlib.paths import share
-from vitlib.report import captions, fonts
-from vitlib.report.mathml import FormulaError, formulas_in, markdown
 
 
 class ReportExporter(HTMLExporter):
@@ -57,9 +57,9 @@ def to_html(notebook: NotebookNode, front: dict[str, Any]) -> tuple[str, list[st
     """Return the report's HTML and the labels that its text never refers to.
 
     Args:
-        notebook: cells from :func:`vitlib.report.document.merge`.
+        notebook: cells from :func:`labreport.assembly.document.merge`.
         front: ``title``, ``abstract`` (Markdown), ``course``, ``members`` and the facts of
-            :func:`vitlib.report.front.gather`, as the template names them.
+            :func:`labreport.assembly.front.gather`, as the template names them.
     """
     html, _ = ReportExporter().from_notebook_node(notebook, resources={"front": front})
     soup = BeautifulSoup(html, "html.parser")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score
 
+from labreport.stats import summary
 from vitlib.errors import UserError
-from vitlib.stats import summary
 
 if TYPE_CHECKING:
     import pandas as pd

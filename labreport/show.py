@@ -1,7 +1,7 @@
 """What a notebook shows: captioned figures and tables, computed sentences, the origin of its runs.
 
 Caption, label and origin travel in the output's metadata under ``vitlib``; the report
-(:mod:`vitlib.report`) numbers the captions, fills references such as ``[图](#fig:curves)`` and collects the
+(:mod:`labreport.assembly`) numbers the captions, fills references such as ``[图](#fig:curves)`` and collects the
 origins in its appendix. In JupyterLab the caption is shown below the figure or above the table.
 """
 
@@ -20,9 +20,9 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.font_manager import fontManager
 
+from labreport.stats import spaced
+from labreport.tables import to_html
 from vitlib.errors import UserError
-from vitlib.stats import spaced
-from vitlib.tables import to_html
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Figures of several panels side by side, and a figure to be asked. See ``vitlib.plots`` for what they share."""
+"""Figures of several panels side by side, and a figure to be asked. See ``labreport.figures.plots`` for what they share."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from labreport.figures.pictures import WIDTH, attention
+from labreport.figures.plots import MARKERS, _curve_panel, _legend_below, _palette
 from vitlib.augment import to_float
 from vitlib.errors import UserError
-from vitlib.pictures import WIDTH, attention
-from vitlib.plots import MARKERS, _curve_panel, _legend_below, _palette
 
 if TYPE_CHECKING:
     from vitlib.models import ViT
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def knob_curves(groups: "Mapping[str, Mapping[str, Sequence[Run]]]", metric: str = "accuracy") -> Figure:
-    """Curves over epochs as ``vitlib.plots.curves`` draws them, two panels a row, one for each group.
+    """Curves over epochs as ``labreport.figures.plots.curves`` draws them, two panels a row, one for each group.
 
     ``groups``: title of a panel to runs by label; the labels stand below their panel. Panels share the
     vertical axis, so that knobs can be compared. Raises UserError without a group.

@@ -1,4 +1,4 @@
-"""Figures of section 2.3. See ``vitlib.plots`` for what all figures share; accuracies are given as fractions."""
+"""Figures of section 2.3. See ``labreport.figures.plots`` for what all figures share; accuracies are given as fractions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vitlib import stats
-from vitlib.pictures import WIDTH
-from vitlib.plots import MARKERS, _legend_below, _palette
+from labreport import stats
+from labreport.figures.pictures import WIDTH
+from labreport.figures.plots import MARKERS, _legend_below, _palette
 
 COLUMNS = {"flops": "MFLOPs", "speed": "推理 / （张 / 秒）", "memory": "训练内存 / MiB"}
 

@@ -7,8 +7,8 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from labreport.assembly.notebooks import cells_with_numbers
 from vitlib.errors import UserError
-from vitlib.report.notebooks import cells_with_numbers
 
 HIDDEN = {"hide-input", "parameters", "injected-parameters"}
 

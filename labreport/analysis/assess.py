@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labreport.stats import FEWEST_SEEDS, Comparison
 from vitlib.data import LabeledImages
 from vitlib.evaluate import predict
 from vitlib.light import quantize
 from vitlib.light.export import CPU
-from vitlib.stats import FEWEST_SEEDS, Comparison
 
 LOSS, WORST = 0.003, 0.010  # the mean loss of accuracy and its upper bound that count as "no clear loss"
 

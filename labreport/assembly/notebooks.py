@@ -12,10 +12,10 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from labreport.assembly.terminal import StatusLine
 from vitlib.errors import UserError
 from vitlib.paths import PACKAGE
 from vitlib.progress import RELAY
-from vitlib.report.terminal import StatusLine
 
 KERNEL = "vitlib-report"
 NOT_THE_READERS = {"injected-parameters", "papermill-error-cell-tag"}  # cells that papermill adds

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from vitlib.report.front import duration
+from labreport.assembly.front import duration
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 CLEAR = "\r\x1b[K"  # to the start of the line, and erase it

@@ -1,4 +1,4 @@
-"""Figures of section 2.2. See ``vitlib.plots`` for what all figures share."""
+"""Figures of section 2.2. See ``labreport.figures.plots`` for what all figures share."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,10 +9,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from vitlib import metrics
-from vitlib.pictures import WIDTH
-from vitlib.plots import MARKERS, _legend_below, _palette
-from vitlib.stats import FEWEST_SEEDS, Comparison
+from labreport import metrics
+from labreport.figures.pictures import WIDTH
+from labreport.figures.plots import MARKERS, _legend_below, _palette
+from labreport.stats import FEWEST_SEEDS, Comparison
 
 if TYPE_CHECKING:
     from vitlib.record import Run

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from bs4 import BeautifulSoup
 from pypdf import PdfReader
 
+from labreport.assembly.browser import print_page
 from vitlib.errors import UserError
-from vitlib.report.browser import print_page
 
 
 def make_pdf(html: str, pdf: Path, browser: str) -> int:

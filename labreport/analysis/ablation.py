@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitlib import knobs, stats
+from labreport import stats
+from vitlib import knobs
 from vitlib.models import model_defaults
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from itertools import combinations
 
 import numpy as np
 
-from vitlib.stats import Comparison, weigh
+from labreport.stats import Comparison, weigh
 
 Combination = frozenset[str]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from labreport.assembly.browser import INSTALL, find_browser
+from labreport.assembly.front import gather, read_members
 from vitlib.errors import UserError
 from vitlib.paths import build_dir, share
-from vitlib.report.browser import INSTALL, find_browser
-from vitlib.report.front import gather, read_members
 
 SIZE_LIMIT = 4 * 2**20  # bytes, of the HTML and of the PDF
 
@@ -45,7 +45,7 @@ def build_report(
     if not paths:
         raise UserError(f"在 {share('notebooks')} 里没有找到笔记本；请重新取得完整的项目。")
 
-    from vitlib.report.notebooks import run_notebooks
+    from labreport.assembly.notebooks import run_notebooks
 
     executed = run_notebooks(paths, {"profile": profile, "data": data}, out_dir / "notebooks", progress)
     return assemble(executed, out_dir, members=members)
@@ -53,9 +53,9 @@ def build_report(
 
 def assemble(executed: Sequence[Path], out_dir: Path, *, members: Path | None = None) -> Path:
     """Make the report from executed notebooks; return the HTML's path. Raises as :func:`build_report`."""
-    from vitlib.report.document import merge
-    from vitlib.report.exporter import to_html
-    from vitlib.report.pdf import make_pdf
+    from labreport.assembly.document import merge
+    from labreport.assembly.exporter import to_html
+    from labreport.assembly.pdf import make_pdf
 
     people = read_members(members or share("report") / "members.yml")
     browser = find_browser()

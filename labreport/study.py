@@ -13,9 +13,8 @@ from vitlib.plans import SECTIONS, Entry, Profile
 from vitlib.progress import Progress
 from vitlib.record import Run, is_stale, read_record
 from vitlib.store import Store
-from vitlib.sweep import affordable, calibrate, missing
+from vitlib.sweep import calibrate, decide, missing, resolve
 
-BUDGET = 1200.0  # seconds that ``auto`` may spend on training
 SHORTEST = Profile("shortest", epochs=(("original", 1), ("vit", 1)))
 
 
@@ -91,27 +90,6 @@ def open_study(
     return Study(section, chosen.name, dataset, runs)
 
 
-def resolve(name: str, data: Dataset, budget: float = BUDGET, **overrides: int | None) -> Profile:
-    """Return a profile by name; ``auto`` is ``quick`` on a CPU and on a GPU the last tier that fits ``budget``.
-
-    ``budget`` is in seconds; the estimate comes from a short calibration. When not even the first tier
-    fits, ``quick`` it is.
-    """
-    return plans.profile_named(_decide(name, data, budget), **overrides)
-
-
-def _decide(name: str, data: Dataset, budget: float) -> str:
-    if name != "auto":
-        return name
-    device = pick()
-    if device.type == "cpu":
-        return "quick"
-    full = plans.profile_named("full")
-    price = plans.prices(plans.jobs("all", full), len(data.train), calibrate(device))
-    tier = affordable(full, price, budget)
-    return f"full:{tier}" if tier else "quick"
-
-
 def settle(profile: str, data: str, accept: Sequence[str] = ()) -> tuple[str, str]:
     """Decide once for a whole report what ``auto`` means; return names of profile and data for the notebooks.
 
@@ -130,7 +108,7 @@ def settle(profile: str, data: str, accept: Sequence[str] = ()) -> tuple[str, st
             )
         print("档位：published（不训练，用已发布的记录）", file=sys.stderr)
         return profile, source
-    name = _decide(profile, dataset, BUDGET)
+    name = decide(profile, dataset)
     chosen = plans.profile_named(name)
     if name.startswith("full"):
         todo = missing(plans.jobs("all", chosen), dataset, Store())

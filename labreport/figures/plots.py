@@ -1,9 +1,9 @@
-"""Figures of results, each returned as a matplotlib Figure for ``vitlib.show.figure``.
+"""Figures of results, each returned as a matplotlib Figure for ``labreport.show.figure``.
 
-Call ``vitlib.show.use_chinese`` once before. Recipes differ in colour and in dash or marker, so that a figure
+Call ``labreport.show.use_chinese`` once before. Recipes differ in colour and in dash or marker, so that a figure
 survives grey print and colour-blind eyes; legends stand outside the axes and never cover data.
 ``runs_by_label`` maps a label to the runs of one recipe, one a seed. Accuracies in runs are fractions, in
-figures percent. Figures made of images come from ``vitlib.pictures``.
+figures percent. Figures made of images come from ``labreport.figures.pictures``.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from vitlib import metrics, stats
+from labreport import metrics, stats
+from labreport.figures.pictures import WIDTH, attention, filters, image_grid, predictions, text_width
 from vitlib.errors import UserError
-from vitlib.pictures import WIDTH, attention, filters, image_grid, predictions, text_width
 
 if TYPE_CHECKING:
     from vitlib.data import Dataset

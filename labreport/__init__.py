@@ -1,0 +1,1 @@
+"""From records to the lab report: statistics, tables, figures, analysis and the pages themselves."""

@@ -1,0 +1,1 @@
+"""What the sections compute beyond training: shares, mechanisms, costs."""
