@@ -290,7 +290,8 @@ def test_an_interrupted_command_ends_in_its_own_way(tmp_path):
         "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(0.5)\n    print('farewell')\n    raise SystemExit(130)\n"
     )
-    code = "import sys, tasks; tasks.TASKS['test'] = lambda options: tasks.run(sys.executable, 'slow.py'); sys.exit(tasks.main(['test']))"
+    # a shell that starts pytest in the background makes its children deaf to Ctrl-C
+    code = "import signal, sys, tasks; signal.signal(signal.SIGINT, signal.default_int_handler); tasks.TASKS['test'] = lambda options: tasks.run(sys.executable, 'slow.py'); sys.exit(tasks.main(['test']))"
     task = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

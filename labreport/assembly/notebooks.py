@@ -128,6 +128,7 @@ def _own_kernel(scratch: Path, relay: Path) -> Iterator[None]:
             RELAY: str(relay),
             "IPYTHONDIR": str(scratch / "ipython"),
             "PYTHONPATH": os.pathsep.join(places),
+            "KINETO_LOG_LEVEL": "99",  # else the profiler of 2.4 writes into the progress bar
         },
     }
     folder = scratch / "kernels" / KERNEL

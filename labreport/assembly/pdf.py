@@ -1,11 +1,11 @@
 """Print the report's HTML to PDF, twice: the contents' page numbers come from the first printing."""
 
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from bs4 import BeautifulSoup
-from pypdf import PdfReader
+from pikepdf import ObjectStreamMode, Pdf
 
 from labreport.assembly.browser import print_page
 from vitlib.errors import UserError
@@ -25,21 +25,24 @@ def make_pdf(html: str, pdf: Path, browser: str) -> int:
         for _ in range(4):
             page.write_text(str(soup), "utf-8")
             print_page(browser, page, printed, folder / "profile")
-            reader = PdfReader(printed)
-            if not _fill_page_numbers(soup, reader):
-                printed.replace(pdf)
-                return len(reader.pages)
+            with Pdf.open(printed) as document:
+                if not _fill_page_numbers(soup, document):
+                    # the structure that screen readers use is thousands of objects: half of an unpacked file
+                    document.save(folder / "packed.pdf", object_stream_mode=ObjectStreamMode.generate)
+                    (folder / "packed.pdf").replace(pdf)
+                    return len(document.pages)
     raise UserError("PDF 目录的页码四次打印都不一致；请用环境变量 CHROME 换一个浏览器重试。")
 
 
-def _fill_page_numbers(soup: BeautifulSoup, reader: PdfReader) -> bool:
+def _fill_page_numbers(soup: BeautifulSoup, document: Pdf) -> bool:
     """Write the pages of a printing into the contents; return whether any number changed."""
     changed = False
-    places = {re.sub(r"^/", "", name): place for name, place in reader.named_destinations.items()}
+    numbers: dict[Any, str] = {page.objgen: str(number) for number, page in enumerate(document.pages, 1)}
     for link in soup.select("nav a"):
-        page = reader.get_destination_page_number(places[str(link["href"])[1:]])
+        # a named destination is [page, how it is shown, ...] (ISO 32000-1, 12.3.2)
+        number = numbers[document.Root.Dests["/" + str(link["href"])[1:]][0].objgen]
         slot = link.select_one(".page")
-        assert slot is not None and page is not None
-        changed |= slot.string != str(page + 1)
-        slot.string = str(page + 1)
+        assert slot is not None
+        changed |= slot.string != number
+        slot.string = number
     return changed
