@@ -141,7 +141,7 @@ def lines_of_code(path):
 def test_the_whole_stays_small():
     core = [path for path in VITLIB if path.relative_to(ROOT / "vitlib").as_posix().startswith(CORE)]
     assert {path.name for path in core} >= {"vit.py", "original.py", "losses.py", "engine.py", "store.py"}
-    assert sum(map(lines_of_code, core)) <= 2700
+    assert sum(map(lines_of_code, core)) <= 2650
     assert sum(map(lines_of_code, VITLIB)) <= 5000
 
 

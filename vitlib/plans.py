@@ -98,7 +98,7 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 160, 100, (("original", 1), ("vit", 1)), seeds=1, thin=True),
+    "smoke": Profile("smoke", 100, 60, (("original", 1), ("vit", 1)), seeds=1, thin=True),
     "quick": Profile("quick", 1_500, 1_000, (("original", 2), ("vit", 4)), seeds=1, thin=True),
     "full": Profile("full"),
 }

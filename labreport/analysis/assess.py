@@ -1,6 +1,6 @@
 """What lightening costs and gains: answers of variants on images, and the verdict on a loss of accuracy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,23 +35,27 @@ def smaller_pictures(model: nn.Module, side: int) -> Callable[[Tensor], Tensor]:
     return lambda images: model(F.interpolate(images, size=(side, side), mode="bilinear", antialias=True))
 
 
-def fewer_bits(path: Path, images: Tensor, normalize: str, errors: dict[str, float]) -> dict[str, Path]:
-    """Write every quantised version of an ONNX file beside it; return them by their names for readers.
+FORMS = ("int8 动态", "int8 静态", "int8 静态，留一处浮点", "权重 int8", "权重 int4")
+
+
+def fewer_bits(
+    path: Path, images: Tensor, normalize: str, errors: dict[str, float], forms: Sequence[str] = FORMS
+) -> dict[str, Path]:
+    """Write quantised versions of an ONNX file beside it; return them by their names for readers.
 
     Calibrated on uint8 ``images`` (N, C, S, S); ``errors`` are :func:`vitlib.light.quantize.sensitivity`'s, and
-    the most sensitive module stays in float in one version.
+    the most sensitive module stays in float in one version. ``forms``: which of FORMS.
     """
-    out = {name: path.with_name(f"{path.stem}-{i}.onnx") for i, name in enumerate(FORMS)}
+    out = {name: path.with_name(f"{path.stem}-{i}.onnx") for i, name in enumerate(forms)}
     worst = max(errors, key=lambda module: errors[module])
-    quantize.dynamic(path, out["int8 动态"])
-    quantize.static(path, out["int8 静态"], images, normalize)
-    quantize.static(path, out["int8 静态，留一处浮点"], images, normalize, but=[worst])
-    quantize.weight_only(path, out["权重 int8"], 8)
-    quantize.weight_only(path, out["权重 int4"], 4)
+    for name, file in out.items():
+        if name == "int8 动态":
+            quantize.dynamic(path, file)
+        elif name.startswith("权重"):
+            quantize.weight_only(path, file, int(name[-1]))
+        else:
+            quantize.static(path, file, images, normalize, but=[] if name == "int8 静态" else [worst])
     return out
-
-
-FORMS = ("int8 动态", "int8 静态", "int8 静态，留一处浮点", "权重 int8", "权重 int4")
 
 
 def one_of_each(images: LabeledImages, count: int) -> Tensor:

@@ -72,15 +72,16 @@ def modules(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def sensitivity(path: Path, images: Tensor, normalize: str) -> dict[str, float]:
+def sensitivity(path: Path, images: Tensor, normalize: str, most: int | None = None) -> dict[str, float]:
     """Return, for each module quantised alone, the relative error of the logits: |q - f|^2 / |f - mean f|^2.
 
     Scales and errors come from the same uint8 images (N, C, S, S), which must not be the test set's.
+    ``most``: look at so many modules only, the first ones.
     """
     exact = predict(OnnxModel(path), images, device=CPU, normalize=normalize, precision="float32")
     errors = {}
     with tempfile.TemporaryDirectory() as folder:
-        for module in modules(path):
+        for module in [*modules(path)][:most]:
             out = static(path, Path(folder) / "one.onnx", images, normalize, only=[module])
             logits = predict(OnnxModel(out), images, device=CPU, normalize=normalize, precision="float32")
             errors[module] = float(torch.sum((logits - exact) ** 2) / torch.sum((exact - exact.mean(0)) ** 2))

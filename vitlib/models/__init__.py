@@ -6,10 +6,10 @@ import typing
 
 from torch import nn
 
+from ..cost import Cost, count, layers
 from ..errors import UserError
 from .a_vit import AdaptiveViT
 from .cnn import CNN
-from .cost import Cost, count, layers
 from .dino import DINO
 from .dynamic_vit import DynamicViT
 from .mae import MAE
