@@ -14,7 +14,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.peers import PEERS
 from benchmarks.roofline import Ceilings, ceilings, floor
 from benchmarks.short_run import compare
-from benchmarks.steps import MODES, WORK
+from benchmarks.steps import AS_WRITTEN, MODES, WORK
 from benchmarks.timing import interleave, ratio
 from vitlib.augment import EpochDraws
 from vitlib.data import Dataset
@@ -45,6 +45,8 @@ def run(
     for kind in WORK:
         for batch in (FULL if full else SMALL)[kind]:
             cells = [(name, mode) for name in models for mode in modes[name]]
+            if kind == "train" and "original" in models:
+                cells.append(("original", AS_WRITTEN))
             if kind == "infer" and not full:
                 cells = [cell for cell in cells if not cell[1].endswith("compile")]
             rows += _group(kind, batch, cells, data, device, limits, seconds)
@@ -81,7 +83,7 @@ def _group(
                 "work": kind, "batch": batch, "model": name, "mode": mode, "seconds": np.round(values, 9).tolist(),
                 "images_per_second": batch / float(np.median(values)), "ratio": middle, "ratio_low": low,
                 "ratio_high": high,
-                "roofline": least[mode.partition("+")[0]] / float(np.median(values)),
+                "roofline": least["bf16" if mode.startswith("bf16") else "fp32"] / float(np.median(values)),
             }
         )  # fmt: skip
     return rows
@@ -108,6 +110,14 @@ def tell(found: dict[str, Any]) -> None:
             f"{kind:<6}{row['batch']:>5}  {row['model']:<16}{row['mode']:<16}{row['images_per_second']:>10,.1f}"
             f"  {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]  {row['roofline']:.0%}"
         )
+    steps = {
+        (row["model"], row["mode"]): row["seconds"]
+        for row in found["cells"]
+        if (row["work"], row["batch"]) == ("train", 128)
+    }
+    if ("original", AS_WRITTEN) in steps:
+        middle, low, high = ratio(*(np.array(steps[cell]) for cell in (("original", AS_WRITTEN), ("engine", "bf16"))))
+        print(f"\n训练：引擎是原系统原样训练的 {middle:.2f} 倍 [{low:.2f}, {high:.2f}]", end="")
     memory = "、".join(f"{name} {size / 2**20:,.0f}" for name, size in found["memory"].items())
     print(f"\n训练一步的内存峰值（MiB，批大小 128，bf16）：{memory}")
     path = {name: float(np.median(values)) for name, values in found["data_path"].items()}

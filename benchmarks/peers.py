@@ -23,6 +23,11 @@ def original() -> nn.Module:
     return create_model("original", dropout=0.0)
 
 
+def original_as_written() -> nn.Module:
+    """The original report's ViT with its dropout of 0.1."""
+    return create_model("original")
+
+
 def timm() -> nn.Module:
     """timm's VisionTransformer, mean pooling."""
     from timm.models.vision_transformer import VisionTransformer
@@ -61,8 +66,8 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str) -> nn.Module:
-    """Return one of the five, untrained; raises UserError when its library is not installed."""
+    """Return one of PEERS, or ``original as written``, untrained; raises UserError when its library is not installed."""
     try:
-        return PEERS[name]()
+        return (PEERS | {"original as written": original_as_written})[name]()
     except ModuleNotFoundError as error:
         raise UserError(f"缺少对照库 {error.name}：请在项目文件夹里运行 pip install -e '.[bench]'。") from error

@@ -10,16 +10,20 @@ from torch import nn
 from benchmarks.peers import build
 
 MODES = ("fp32", "bf16", "bf16+compile")
+AS_WRITTEN = "as written"  # of the original only: its own dropout and its own optimiser, float32
 
 
 def training_step(name: str, mode: str, batch: int, device: torch.device) -> Callable[[], None]:
     """Return one step of a model on one fixed batch: forward, cross-entropy, backward, fused AdamW.
 
-    The loop is the same for all; ``mode`` is one of MODES.
+    The loop is the same for all; ``mode`` is one of MODES, or AS_WRITTEN with the original.
     """
-    model, images = _prepare(name, batch, device)
+    model, images = _prepare(f"{name} as written" if mode == AS_WRITTEN else name, batch, device)
     labels = torch.randint(10, (batch,), device=device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if mode == AS_WRITTEN:
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     forward = _forward(model.train(), mode)
 
     def step() -> None:
@@ -61,4 +65,4 @@ def _forward(model: nn.Module, mode: str) -> Callable[..., Any]:
 
 
 def _cast(mode: str, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mode != "fp32")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mode.startswith("bf16"))

@@ -11,13 +11,13 @@ from torch import nn
 from toy import CPU, toy
 
 from benchmarks import bench, datapath, roofline, speedrun
-from benchmarks.peers import PEERS, build
+from benchmarks.peers import PEERS, build, original_as_written
 from benchmarks.roofline import Ceilings, floor
-from benchmarks.steps import inference, training_step
+from benchmarks.steps import AS_WRITTEN, inference, training_step
 from benchmarks.timing import interleave, ratio
 from vitlib import commands
 from vitlib.errors import UserError
-from vitlib.models import count
+from vitlib.models import count, create_model
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -51,6 +51,18 @@ def test_the_work_is_real(mode, monkeypatch):
     logits = inference("linear", mode, 4, CPU)()
     assert logits.shape == (4, 10) and not model.training
     assert logits.dtype == (torch.float32 if mode == "fp32" else torch.bfloat16)
+
+
+def test_the_original_is_also_timed_as_it_was_written(monkeypatch):
+    """Its dropout of 0.1 and plain Adam at 5e-4: the first step moves every weight that has a gradient by its rate."""
+    small = {"d_model": 16, "num_heads": 2, "num_layers": 1, "ffn_hidden_channels": 16}
+    model = create_model("original", **small)
+    monkeypatch.setattr("benchmarks.peers.original_as_written", lambda: model)
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    training_step("original", AS_WRITTEN, 4, CPU)()
+    moved = max(float((value - weights[name]).abs().max()) for name, value in model.named_parameters())
+    assert moved == pytest.approx(5e-4, rel=1e-3)
+    assert any(isinstance(part, nn.Dropout) and part.p == 0.1 for part in original_as_written().modules())
 
 
 def test_tasks_take_turns_and_every_time_is_kept():

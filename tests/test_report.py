@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from urllib.parse import unquote
 
 import pytest
 import report_cases as cases
@@ -55,6 +56,12 @@ def test_the_page_is_chinese_titled_and_asks_for_nothing(page):
     assert len(sources) >= 6 and all(source.strip("\"'").startswith("data:") for source in sources)
     assert "default-src 'none'" in page.select_one("meta[http-equiv]")["content"]
     assert not page.select("[data-where]")
+
+
+def test_line_art_reads_back_as_it_was(page):
+    sources = [image["src"].partition(",") for image in page.select("figure img")]
+    drawn = [unquote(content) for kind, _, content in sources if kind == "data:image/svg+xml"]
+    assert drawn and set(drawn) == {cases.SVG}
 
 
 def test_captions_are_numbered_by_chapter_and_references_filled(page):

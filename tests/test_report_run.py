@@ -223,6 +223,7 @@ def test_the_pdf_has_pages_outline_text_contents_and_proper_fonts(printed):
     ]
     assert {font["/Subtype"] for font in fonts} == {"/Type0"}
     assert {font["/DescendantFonts"][0].get_object()["/Subtype"] for font in fonts} == {"/CIDFontType2"}
+    assert b"/ObjStm" in path.read_bytes()  # packed
     assert path.stat().st_size < 4 * 2**20 and printed.stat().st_size < 4 * 2**20
 
 
