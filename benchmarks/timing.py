@@ -17,12 +17,14 @@ def interleave(
     least: int = 5,
     label: str,
 ) -> dict[str, np.ndarray]:
-    """Run each task once a round, in turn, for ``seconds`` and at least ``least`` rounds; one round warms up.
+    """Run each task once a round, for ``seconds`` and at least ``least`` rounds; one round warms up.
 
-    Whatever slows the machine down for a while slows all of them. Returns the wall times in seconds by name,
+    Whatever slows the machine down for a while slows all of them; the order is drawn anew each round, so that no
+    task always comes after one that has emptied the caches. Returns the wall times in seconds by name,
     float64 (rounds,).
     """
     times: dict[str, list[float]] = {name: [] for name in tasks}
+    names, draw = list(tasks), np.random.RandomState(0)
     for task in tasks.values():
         task()
     wait(device)
@@ -30,9 +32,9 @@ def interleave(
     with Progress(100, label, unit="%", show=True) as progress:
         rounds = shown = 0
         while rounds < least or time.monotonic() - started < seconds:
-            for name, task in tasks.items():
+            for name in draw.permutation(names):
                 begun = time.perf_counter()
-                task()
+                tasks[name]()
                 wait(device)
                 times[name].append(time.perf_counter() - begun)
             rounds += 1
