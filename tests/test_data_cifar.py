@@ -141,7 +141,8 @@ def test_the_list_is_written_from_the_course(tmp_path, small_split):
 def test_the_committed_list_is_the_course_s(tmp_path):
     assert find(Path(REAL))
     course_split.write_split(Path(REAL), tmp_path / "list.npz")
-    assert (tmp_path / "list.npz").read_bytes() == course_split.FILE.read_bytes()
+    made, committed = (np.load(path) for path in (tmp_path / "list.npz", course_split.FILE))  # zip headers may differ
+    assert made.files == committed.files and np.array_equal(made["codes"], committed["codes"])
 
 
 @pytest.mark.slow
