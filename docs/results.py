@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from vitlib import stats
+from labreport import stats
 from vitlib.paths import results_dir
 from vitlib.record import Run, read_record
 

@@ -39,7 +39,7 @@ def test_a_figure_that_may_be_missing_is_only_spoken_of_beside_it(cells):
 def test_the_answer_at_the_top_is_replaced_by_the_one_at_the_end(tmp_path):
     """The mechanism, through the real execution of a small notebook."""
     cells = [
-        "from vitlib import show\nshow.text('暂缺', place='answer')",
+        "from labreport import show\nshow.text('暂缺', place='answer')",
         "show.text('准确率为90 %', place='answer', update=True)",
     ]
     path = tmp_path / "small.ipynb"
