@@ -7,14 +7,17 @@ images) is the judge; the test set is never touched.
 
 NAME is a recipe (``vit``, ``vit-mae``), a step of the ladder (``ladder-stem``) or ``best-without-stem``. ``epochs`` is
 what ``vit`` gets instead of its 100; every other recipe, its teacher and its pre-training are shortened alike, so that
-equal compute stays equal. ``narrow`` is half the width, a quarter of the work. Runs are kept in the run store.
+equal compute stays equal. ``narrow`` is half the width, a quarter of the work. ``but`` changes fields of the recipe
+after that, as :meth:`vitlib.recipe.Recipe.but` does. Runs are kept in the run store.
 """
 
 import argparse
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitlib.data import Dataset, TestSet, TrainSet, load
@@ -62,18 +65,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--narrow", action="store_true")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--but", type=json.loads, default={})
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     data = judged_by_validation(load("course"), given.images)
     for name in given.names:
-        recipe = shortened(named(name), given.epochs / 100, given.narrow)
+        recipe = shortened(named(name), given.epochs / 100, given.narrow).but(**given.but)
         run = Store().get(recipe, given.seed, data)
         error = (run.accuracy * (1 - run.accuracy) / len(data.test)) ** 0.5
-        seconds = run.record["timing"]["train_seconds"]
+        balanced = np.mean([run.correct[run.labels == label].mean() for label in range(data.num_classes)])
+        changed = "".join(f", {field}={json.dumps(value)}" for field, value in given.but.items())
         cells = [
-            f"{datetime.date.today()}", name, "narrow" if given.narrow else "full", len(data.train), recipe.epochs,
-            given.seed, given.expect, f"{run.accuracy:.1%} ± {error:.1%}", f"{seconds:.0f} s",
+            f"{datetime.date.today()}", f"{name}{changed}", "narrow" if given.narrow else "full", len(data.train),
+            recipe.epochs, given.seed, given.expect, f"{run.accuracy:.1%} ± {error:.1%}", f"{balanced:.1%}",
+            f"{run.train_seconds:.0f} s",
         ]  # fmt: skip
         with open(LOG, "a", encoding="utf-8") as log:
             log.write(f"| {' | '.join(map(str, cells))} |\n")

@@ -200,6 +200,20 @@ def test_mixing_stops_for_the_last_epochs(data, tmp_path, monkeypatch):
     assert len(mixed) == 2 * job.steps_per_epoch  # of 4 epochs
 
 
+def test_images_are_small_at_first_then_whole_and_judged_whole(data, tmp_path):
+    side = data.image_size
+    job, seen = trainer(VIT.but(augment={"shrink": side // 2, "shrink_until": 0.5}), data, tmp_path), []
+    job.model.register_forward_hook(lambda model, inputs, out: seen.append((model.training, inputs[0].shape[-1])))
+    job.run()
+    trained = [shown for training, shown in seen if training]
+    assert trained == [side // 2] * 2 * job.steps_per_epoch + [side] * 2 * job.steps_per_epoch  # of 4 epochs
+    assert {shown for training, shown in seen if not training} == {side}
+    small, _ = job._batch(EpochDraws(0, 0, job.labels, job.steps_per_epoch), 0, 0)
+    large, _ = job._batch(EpochDraws(0, 0, job.labels, job.steps_per_epoch), 2, 0)
+    torch.testing.assert_close(small, F.avg_pool2d(large, 2), atol=0.5, rtol=0)  # the same pictures, and the same mix
+    torch.testing.assert_close(small.mean(), large.mean(), atol=0.02, rtol=0)
+
+
 def test_bf16_is_used_where_the_device_has_it(data, tmp_path, monkeypatch):
     seen = {}
     for dtype in (None, torch.bfloat16):

@@ -44,6 +44,8 @@ class Augment:
     mixup, cutmix: Beta parameters of Zhang et al. (ICLR 2018) and Yun et al. (ICCV 2019); with both
         on, each batch takes one of the two with probability 1/2.
     mix_until: fraction of the epochs after which mixing is switched off.
+    shrink: side in pixels to which batches are scaled down, after all else, for the first ``shrink_until`` of the
+        epochs, where small images cost less (progressive resizing: Tan & Le 2021, arXiv:2104.00298, section 4).
     trivial: TrivialAugment, or randaugment: (operations, 1 or 2; level, 0 to 30), before jitter (:mod:`vitlib.policy`).
     """
 
@@ -55,6 +57,8 @@ class Augment:
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_until: float = 1.0
+    shrink: int = 0
+    shrink_until: float = 0.5
     trivial: bool = False
     randaugment: tuple[int, int] | None = None
 
@@ -85,6 +89,8 @@ class Augment:
             "mixup": (self.mixup >= 0, "不能为负"),
             "cutmix": (self.cutmix >= 0, "不能为负"),
             "mix_until": (0 <= self.mix_until <= 1, "应在 [0, 1] 内"),
+            "shrink": (self.shrink >= 0, "不能为负"),
+            "shrink_until": (0 <= self.shrink_until <= 1, "应在 [0, 1] 内"),
             "randaugment": (
                 self.randaugment is None
                 or (

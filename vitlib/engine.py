@@ -90,7 +90,7 @@ class Trainer:
         self.forward: Callable[..., Any] = self.model
         if device.type == "cuda" and self.steps * self.batch >= COMPILE_FROM and can_compile(device):
             torch.compiler.reset()  # runs before this one must not count against the limit of recompilations
-            self.forward = torch.compile(self.model)
+            self.forward = torch.compile(self.model, dynamic=False)
         self.check_every = 1 if device.type == "cpu" else 50  # asking a GPU means waiting for it
         self.together = 1 if device.type == "cpu" else max(1, AUGMENT_TOGETHER // self.batch)  # batches
         self.ready: tuple[EpochDraws, int, list[Any]] | None = None
@@ -198,9 +198,12 @@ class Trainer:
         """Return what the objective shows the model, float32, and targets: int64 (B,) or, mixed, float32 (B, K)."""
         pixels, switches = self._pixels(draws, i), self.objective.switches
         targets = self.labels[draws.order[i * self.batch : (i + 1) * self.batch]]
-        mixing = (switches.mixup or switches.cutmix) and self.recipe.objective == "classify"
-        if mixing and epoch < switches.mix_until * self.recipe.epochs:
+        if self.recipe.objective != "classify":
+            return pixels, targets
+        if (switches.mixup or switches.cutmix) and epoch < switches.mix_until * self.recipe.epochs:
             pixels, targets = mix(pixels, targets, self.data.num_classes, switches, draws.mix(i))
+        if switches.shrink and epoch < switches.shrink_until * self.recipe.epochs:
+            pixels = F.interpolate(pixels, size=switches.shrink, mode="bilinear", antialias=True)
         return pixels, targets
 
     def _pixels(self, draws: EpochDraws, i: int) -> Any:

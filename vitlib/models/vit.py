@@ -183,7 +183,8 @@ class ViT(EncoderModel):
         tokens = self.positions(rearrange(self.stem(images), "B D y x -> B (y x) D"))
         if self.prefix_tokens is not None:
             tokens = torch.cat([self.prefix_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return self.dropout(tokens)
+        # laid out token by token: otherwise every block inherits the stem's layout, and copies where it computes
+        return self.dropout(tokens).contiguous()
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Run all blocks and the final norm: (B, N, D) -> (B, N, D)."""
