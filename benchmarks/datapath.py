@@ -47,7 +47,7 @@ def _ours(data: Dataset, count: int, device: torch.device) -> Callable[[], objec
         draws = EpochDraws(0, 0, labels, count // BATCH)
         for first in range(0, count, BATCH):
             places = slice(first, first + BATCH)
-            augment(images[draws.order[places]], draws.rows(places), switches, "half")
+            augment(images.index_select(0, draws.order[places]), draws.rows(places), switches, "half")
 
     return epoch
 

@@ -22,9 +22,8 @@ def own_run_store(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def in_float32(monkeypatch):
     """Stay in float32 also where the processor computes in bfloat16."""
-    from vitlib import evaluate
-
-    monkeypatch.setattr(evaluate, "autocast_dtype", lambda device: None)
+    for module in ("evaluate", "resize"):
+        monkeypatch.setattr(f"vitlib.{module}.autocast_dtype", lambda device: None)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional as reference
 
+from vitlib import resize
 from vitlib.augment import (
     COLUMNS,
     Augment,
@@ -15,10 +16,10 @@ from vitlib.augment import (
     erase,
     jitter,
     mix,
-    resized_crop,
     shift_and_flip,
     to_float,
 )
+from vitlib.resize import resized_crop
 
 EVERYTHING = {
     "flip": True, "crop": 2, "resized_crop": (0.5, 1.0, 0.8, 1.25), "jitter": 0.4, "erase": 0.5,
@@ -96,9 +97,9 @@ BOXES = [(10, 7, 3, 4), (5, 12, 0, 4), (16, 16, 0, 0), (15, 15, 1, 1), (1, 1, 8,
 
 @pytest.mark.parametrize(("height", "width", "top", "left"), BOXES)
 @pytest.mark.parametrize("mirror", [False, True])
-def test_resized_crop_is_torchvisions(height, width, top, left, mirror):
+def test_resized_crop_is_torchvisions(height, width, top, left, mirror, monkeypatch):
     side = 16
-    images = to_float(pictures(3, side), "none")
+    images = pictures(3, side)
     area, aspect = height * width / side**2, width / height
     draws = rows(
         3,
@@ -106,26 +107,51 @@ def test_resized_crop_is_torchvisions(height, width, top, left, mirror):
         box_x=(left + 0.5) / (side - width + 1),
         flip=0.0 if mirror else 1.0,
     )
-    out = resized_crop(images, draws, (area, area, aspect, aspect), flip=True)
-    expected = reference.resized_crop(images, top, left, height, width, [side, side], antialias=True)
-    torch.testing.assert_close(out, expected.flip(3) if mirror else expected, atol=2e-5, rtol=0)
+    limits = (area, area, aspect, aspect)
+    expected = reference.resized_crop(images.float(), top, left, height, width, [side, side], antialias=True)
+    if mirror:
+        expected = expected.flip(3)
+    for dtype, within in ((None, 5e-3), (torch.bfloat16, 0.5 + 5e-3)):  # grey levels
+        monkeypatch.setattr("vitlib.resize.autocast_dtype", lambda device, dtype=dtype: dtype)
+        out = resized_crop(images, draws, limits, flip=True)
+        torch.testing.assert_close(out, expected, atol=within, rtol=0)
 
 
-def test_resized_crop_of_the_whole_picture_changes_nothing():
-    images = to_float(pictures(4), "none")
+@pytest.mark.parametrize("side", [12, 32, 40])  # bfloat16 for powers of two; a table of all boxes up to 32
+def test_resized_crop_of_the_whole_picture_changes_nothing(side):
+    images = pictures(4, side)
     out = resized_crop(images, rows(4), (1.0, 1.0, 1.0, 1.0), flip=False)
-    torch.testing.assert_close(out, images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(out, images.float(), atol=1e-3, rtol=0)
 
 
-def test_resized_crops_boxes_have_the_areas_and_aspects_asked_for():
+@pytest.mark.parametrize("pixels", [8, 16, 32])
+def test_bfloat16_holds_the_weights_of_every_box_exactly(pixels):
+    for out in (8, 16, 32, 64):
+        weights = resize._interpolation_table(pixels, out, torch.float32, torch.device("cpu"))
+        assert torch.equal(weights, weights.bfloat16().float())
+        valid = weights.unflatten(1, (out, pixels)).unflatten(0, (pixels, pixels, 2))
+        for size in (1, pixels // 2, pixels):
+            torch.testing.assert_close(valid[size - 1, 0].sum(-1), torch.ones(2, out))
+
+
+def test_a_table_of_boxes_gives_what_each_box_would(monkeypatch):
+    images, draws = pictures(50, 16), rows(50)
+    looked_up = resized_crop(images, draws, (0.1, 1.0, 0.5, 2.0), flip=True)
+    monkeypatch.setattr(
+        resize, "_weights", lambda *args: resize._interpolation(*args[:-1]).to(args[-1])
+    )  # as for images larger than 32
+    assert torch.equal(looked_up, resized_crop(images, draws, (0.1, 1.0, 0.5, 2.0), flip=True))
+
+
+def test_resized_crops_boxes_have_the_areas_and_aspects_asked_for(in_float32):
     side, count = 32, 500
-    ramp = torch.linspace(0, 1, side).expand(count, 1, side, side)
+    ramp = (255 * torch.linspace(0, 1, side)).expand(count, 1, side, side)
     limits = (0.3, 0.8, 0.5, 2.0)
     wide = resized_crop(ramp, rows(count), limits, flip=False)
     high = resized_crop(ramp.transpose(2, 3), rows(count), limits, flip=False)
     # a ramp shows its box: from the first to the last column's value, box - 1 pixels
-    widths = (wide[:, 0, 0, -1] - wide[:, 0, 0, 0]) * (side - 1) + 1
-    heights = (high[:, 0, -1, 0] - high[:, 0, 0, 0]) * (side - 1) + 1
+    widths = (wide[:, 0, 0, -1] - wide[:, 0, 0, 0]) / 255 * (side - 1) + 1
+    heights = (high[:, 0, -1, 0] - high[:, 0, 0, 0]) / 255 * (side - 1) + 1
     torch.testing.assert_close(widths, widths.round(), atol=1e-2, rtol=0)
     areas, aspects = widths * heights / side**2, widths / heights
     assert 0.28 < areas.min() < 0.34 and 0.72 < areas.max() < 0.83

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from toy import ORIGINAL, VIT, toy, trainer
 
-from vitlib import evaluate
 from vitlib.recipe import NUMERICS
 
 GOLDEN = Path(__file__).parent / "golden" / "trajectories.json"
@@ -52,8 +51,12 @@ def compute(name: str) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory() as folder, mock.patch.object(evaluate, "autocast_dtype"):
-            evaluate.autocast_dtype.return_value = None  # float32, also where there is bfloat16
+        none = {"return_value": None}  # float32, also where there is bfloat16
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch("vitlib.evaluate.autocast_dtype", **none),
+            mock.patch("vitlib.resize.autocast_dtype", **none),
+        ):
             job = trainer(recipe, data, Path(folder), seed=2)
             step_of, losses = job._forward_loss, []
 

@@ -12,12 +12,12 @@ import torch_pruning
 import toy
 from torch import nn
 
-from labreport.analysis import latency
+from labreport.analysis import kernels, latency
 from vitlib.cli import main
 from vitlib.cost import count_on
 from vitlib.errors import UserError
 from vitlib.evaluate import predict
-from vitlib.light import kernels, prune, quantize
+from vitlib.light import prune, quantize
 from vitlib.light.export import CPU, OnnxModel, load_onnx, to_onnx
 from vitlib.models import count, create_model
 from vitlib.models.transfer import channel_norms, head_norms

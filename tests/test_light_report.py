@@ -9,8 +9,8 @@ import toy
 
 from labreport import stats
 from labreport.analysis import assess
+from labreport.analysis.kernels import Row
 from labreport.figures import light as figures
-from vitlib.light.kernels import Row
 from vitlib.light.recipes import CHILD, DISTILLED, LIGHT, METHODS, pruned
 from vitlib.models import count, create_model
 from vitlib.plans import PROFILES

@@ -19,6 +19,7 @@ from torch import Tensor
 from vitlib import policy
 from vitlib.errors import UserError
 from vitlib.policy import LUMA
+from vitlib.resize import resized_crop
 from vitlib.rng import derive, generator
 
 COLUMNS = (
@@ -152,7 +153,10 @@ class EpochDraws:
 
 
 def to_float(images: Tensor, normalize: str) -> Tensor:
-    """Turn uint8 (B, C, H, W) into float32 in [-1, 1] (``half``: mean and deviation 0.5) or [0, 1] (``none``)."""
+    """Turn 0-255, (B, C, H, W), into float32 in [-1, 1] (``half``: mean and deviation 0.5) or [0, 1] (``none``).
+
+    ``images`` is uint8; float32 is changed in place.
+    """
     pixels = images.float()
     return pixels.mul_(2 / 255).sub_(1) if normalize == "half" else pixels.mul_(1 / 255)
 
@@ -168,10 +172,12 @@ def augment(
     """
     if switches.crop or (switches.flip and not switches.resized_crop):
         images = shift_and_flip(images, draws, switches.crop, switches.flip)
-    pixels = to_float(images, "none")
     if switches.resized_crop:
         flip = switches.flip and not switches.crop  # a crop has flipped already
-        pixels = resized_crop(pixels, draws, switches.resized_crop, flip, side)
+        images = resized_crop(images, draws, switches.resized_crop, flip, side)
+    if not (switches.trivial or switches.randaugment or switches.jitter or switches.erase):
+        return to_float(images, normalize)
+    pixels = to_float(images, "none")
     if switches.trivial:
         pixels = policy.trivial(pixels, draws)
     if switches.randaugment:
@@ -195,46 +201,6 @@ def shift_and_flip(images: Tensor, draws: dict[str, Tensor], pad: int, flip: boo
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     padded = F.pad(images, (pad, pad, pad, pad))
     return padded[batch, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
-def resized_crop(
-    pixels: Tensor,
-    draws: dict[str, Tensor],
-    limits: tuple[float, float, float, float],
-    flip: bool,
-    side: int | None = None,
-) -> Tensor:
-    """Cut a random box of whole pixels and resize it bilinearly to the full size, or to a square of this ``side``.
-
-    Half of the images are mirrored where ``flip`` says so.
-    """
-    small, large, narrow, broad = limits
-    height, width = pixels.shape[-2:]
-    area = (small + (large - small) * draws["area"]) * height * width
-    aspect = torch.exp(np.log(narrow) + (np.log(broad) - np.log(narrow)) * draws["aspect"])
-    box_w = torch.sqrt(area * aspect).round().clamp(1, width)
-    box_h = torch.sqrt(area / aspect).round().clamp(1, height)
-    top = (draws["box_y"] * (height - box_h + 1)).floor()
-    left = (draws["box_x"] * (width - box_w + 1)).floor()
-    mirrored = draws["flip"] < 0.5 if flip else None
-    rows = _interpolation(top, box_h, height, side or height, None)
-    columns = _interpolation(left, box_w, width, side or width, mirrored)
-    # bilinear interpolation is separable; two matrix products take half the time of grid_sample on a processor
-    wide = torch.bmm(pixels.flatten(1, 2), columns.transpose(1, 2)).unflatten(1, pixels.shape[1:3])
-    return torch.stack([torch.bmm(rows, channel) for channel in wide.unbind(1)], dim=1)
-
-
-def _interpolation(first: Tensor, size: Tensor, pixels: int, out: int, mirrored: Tensor | None) -> Tensor:
-    """Return the weights (B, out, pixels) with which boxes of ``size`` pixels from ``first`` on, both (B,), become ``out``.
-
-    What lies outside a box does not bleed in at its edge, as if the box had been cut out first.
-    """
-    centres = torch.arange(out, device=first.device) + 0.5
-    places = (first - 0.5)[:, None] + centres * (size / out)[:, None]
-    places = torch.maximum(torch.minimum(places, (first + size - 1)[:, None]), first[:, None])
-    if mirrored is not None:
-        places = torch.where(mirrored[:, None], places.flip(1), places)
-    return (1 - (places[:, :, None] - torch.arange(pixels, device=first.device)).abs()).clamp_(min=0)
 
 
 def jitter(pixels: Tensor, draws: dict[str, Tensor], strength: float) -> Tensor:

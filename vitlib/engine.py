@@ -212,7 +212,7 @@ class Trainer:
         if self.ready is None or self.ready[0] is not draws or self.ready[1] != first:
             last = min(first + self.together, self.steps_per_epoch)
             places = slice(first * self.batch, last * self.batch)
-            views = self.objective.views(self.images[draws.order[places]], draws, places)
+            views = self.objective.views(self.images.index_select(0, draws.order[places]), draws, places)
             batches = [*zip(*(view.split(self.batch) for view in views), strict=True)]
             self.ready = draws, first, [batch[0] if len(batch) == 1 else batch for batch in batches]
         return self.ready[2][i - first]

@@ -9,9 +9,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from labreport.analysis.kernels import Row
 from labreport.figures.pictures import WIDTH
 from labreport.figures.plots import MARKERS, _legend_below, _palette
-from vitlib.light.kernels import Row
 
 
 def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:

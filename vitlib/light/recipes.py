@@ -7,7 +7,7 @@ so that what a method costs in accuracy is the method's, not the training's; ``T
 from typing import Any
 
 from vitlib.recipe import Recipe
-from vitlib.recipes import BEST, VIT
+from vitlib.recipes import BEST, TEACHER, VIT
 
 SOFT = {"kind": "soft", "weight": 0.5, "temperature": 2.0}
 
@@ -60,6 +60,9 @@ CHILD = BEST.but(
     },
 )  # fmt: skip
 DISTILLED = CHILD.but(name="child-distilled", teacher=BEST, distill=SOFT)
+# The same from its decisions alone, and from the CNN instead of the best model.
+HARD = CHILD.but(name="child-hard", teacher=BEST, distill={"kind": "hard"})
+BY_CNN = CHILD.but(name="child-by-cnn", teacher=TEACHER, distill=SOFT)
 # The same with a token of its own for the teacher's decisions (Touvron et al. 2021, section 4).
 TOKEN = CHILD.but(name="child-token", model_args={"distill_token": True}, teacher=BEST, distill={"kind": "token"})
 
@@ -80,6 +83,8 @@ METHODS: list[tuple[str, Recipe, bool]] = [
     ("嵌入维数 128", NARROWER, True),
     ("小模型", CHILD, False),
     ("小模型，蒸馏", DISTILLED, True),
+    ("小模型，硬蒸馏", HARD, False),
+    ("小模型，由 CNN 蒸馏", BY_CNN, False),
     ("小模型，蒸馏词元", TOKEN, False),
     ("推荐的轻量模型", LIGHT, True),
 ]
