@@ -71,7 +71,7 @@ VIT = Recipe(
 )
 
 # A CNN that learns from the same images and then teaches: WRN-16-4. No label smoothing, which would hide from a
-# pupil which wrong classes are near (Müller et al. 2019, arXiv:1906.02629).
+# pupil which wrong classes are near (Müller et al. 2019, arXiv:1906.02629); balanced as its pupil is.
 TEACHER = Recipe(
     name="teacher",
     model="cnn",
@@ -80,6 +80,7 @@ TEACHER = Recipe(
     batch_size=128,
     lr=2e-3,
     weight_decay=0.05,
+    loss="logit_adjusted",
     augment={"flip": True, "crop": 4, "cutmix": 1.0, "mix_until": 0.9},
 )
 
@@ -98,7 +99,9 @@ VIT_DINO = VIT.but(name="vit-dino", epochs=50, init_from=DINO_PRETRAIN)
 
 # From VIT to BEST, one ingredient a step: its name for readers and what it changes. Sources: Hassani et al. 2021 for
 # the stem and the pooling, Zhang et al. 2018 and Yun et al. 2019 for mixing, Müller & Hutter 2021 and Zhong et al.
-# 2020 for the policy and the erasing; imitating a CNN on the same mixed pictures: Beyer et al. 2022, arXiv:2106.05237.
+# 2020 for the policy and the erasing, Ren et al. 2020 for the balanced softmax (without it a model expects each class
+# in the balanced test set as often as in training); imitating a CNN on the same mixed pictures: Beyer et al. 2022,
+# arXiv:2106.05237.
 STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "stem": ("卷积茎部", {"model_args": {"stem": "conv"}}),
     "pool": ("序列池化", {"model_args": {"pool": "seq"}}),
@@ -106,6 +109,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "mix": ("Mixup 与 CutMix", {"augment": {"mixup": 0.8, "cutmix": 1.0, "mix_until": 0.9}}),
     "policy": ("TrivialAugment 与随机擦除", {"augment": {"trivial": True, "erase": 0.25}}),
     "ema": ("权重的指数滑动平均", {"ema": 0.999}),
+    "balance": ("均衡 softmax", {"loss": "logit_adjusted"}),
     "teacher": ("CNN 教师", {"teacher": TEACHER.but(name="teacher-study", protocol="study")}),
     "long": ("300 轮，用全部训练图像", {"epochs": 300, "warmup_epochs": 10.0}),
 }  # fmt: skip
