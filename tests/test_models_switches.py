@@ -5,9 +5,11 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from vitlib.models import create_model
+from vitlib.errors import UserError
+from vitlib.models import count, create_model
 from vitlib.models.attention import Attention
 from vitlib.models.embedding import ShiftedStem
+from vitlib.posthoc import PostHoc
 
 SMALL = {"d_model": 32, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 64, "patch_size": 8}
 
@@ -83,3 +85,22 @@ def test_switches_work_with_one_graph_and_in_half_precision(switch):
         half = model(images)
     torch.testing.assert_close(half.float(), model(images), atol=0.03, rtol=0.1)
     assert model.embed(images).shape[1] == (side // model.patch_size) ** 2
+
+
+def test_a_cosine_heads_logits_do_not_depend_on_lengths():
+    model, images = small(cosine_head=True).eval(), torch.rand(5, 3, 32, 32)
+    features = model.pool(model.encode(model.embed(images)))
+    logits = model(images)
+    cosines = nn.functional.normalize(features) @ nn.functional.normalize(model.head.weight).T
+    torch.testing.assert_close(logits, cosines)
+    torch.testing.assert_close(model.head(7 * features), logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.head(features).dtype == torch.float32
+    model.head.weight.data *= torch.rand(10, 1) + 0.5
+    torch.testing.assert_close(model(images), logits)
+    assert count(small()).params - count(model).params == 10  # no bias
+
+
+def test_a_correction_of_the_bias_needs_one():
+    with pytest.raises(UserError, match="cosine_head"):
+        PostHoc("logit_adjustment").apply(small(cosine_head=True), [5] * 10)

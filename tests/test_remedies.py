@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vitlib import remedies
+from vitlib.losses import build_loss
 from vitlib.models import count, create_model
 from vitlib.remedies import (
     ALL,
@@ -59,6 +60,8 @@ def test_every_other_remedy_is_one_change_of_the_base_and_has_its_own_name():
     assert len({str(recipe.spec()) for recipe in [BASE, *made.values()]}) == len(made) + 1
     assert made["类别加权"].spec() == combination("vit", frozenset("AW")).spec()
     assert made["延迟加权"].defer == made["LDAM＋延迟加权"].defer == 0.8
+    ldam = made["LDAM＋延迟加权"]
+    assert ldam.model_args["cosine_head"] and build_loss(ldam.loss, (5, 4), **ldam.loss_args).sample_loss.scale == 30
     for label in remedies.FREE:
         assert made[label].epochs == 0 and made[label].init_from == BASE and made[label].transfer == "all"
 

@@ -42,8 +42,13 @@ class PostHoc:
 
     @torch.no_grad()
     def apply(self, model: nn.Module, class_counts: Sequence[int]) -> None:
-        """Change ``model.head`` in place; ``class_counts`` are the images of each class it was trained on."""
+        """Change ``model.head`` in place; ``class_counts`` are the images of each class it was trained on.
+
+        Raises UserError for a head without bias.
+        """
         last = [layer for layer in model.head.modules() if isinstance(layer, nn.Linear)][-1]  # type: ignore[union-attr, operator]
+        if last.bias is None:
+            raise UserError("事后修正要改分类头的偏置，而 cosine_head=True 的分类头没有偏置；请换一个基准模型。")
         if self.kind == "logit_adjustment":
             counts = torch.tensor(class_counts, dtype=torch.float64)
             last.bias.sub_((self.tau * torch.log(counts / counts.sum())).to(last.bias))

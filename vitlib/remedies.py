@@ -101,7 +101,7 @@ def _corrected(kind: str, tau: float) -> Callable[[Recipe], Recipe]:
 
 NO_SMOOTHING = {"label_smoothing": None}
 # What the original lacked: how to change a base recipe, with the name of the recipe made so. Deferred re-weighting
-# starts after 80 % of the epochs, as 160 of 200 in Cao et al. 2019. Unbounded logits want LDAM's scale at 1.
+# starts after 80 % of the epochs, as 160 of 200 in Cao et al. 2019, whose LDAM has cosines for logits.
 LACKED: dict[str, tuple[str, Callable[[Recipe], Recipe]]] = {
     "类别加权": ("weighted", lambda base: base.but(loss_args={"weighting": "balanced"})),
     "延迟加权": ("drw", _reweighted),
@@ -111,7 +111,7 @@ LACKED: dict[str, tuple[str, Callable[[Recipe], Recipe]]] = {
         loss="focal", loss_args=NO_SMOOTHING | {"weighting": "effective", "beta": 0.9999}
     )),
     "LDAM＋延迟加权": ("ldam-drw", lambda base: _reweighted(base).but(
-        loss="ldam", loss_args=NO_SMOOTHING | {"scale": 1.0}
+        loss="ldam", loss_args=NO_SMOOTHING, model_args={"cosine_head": True}
     )),
     "均衡重采样": ("balanced-sampling", lambda base: base.but(sampling="balanced")),
     "平方根重采样": ("sqrt-sampling", lambda base: base.but(sampling="sqrt")),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -48,3 +49,17 @@ class DropPath(nn.Module):
         keep = 1 - self.probability
         kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep
         return x * (kept / keep).to(x.dtype)
+
+
+class CosineHead(nn.Linear):
+    """Logits that are cosines of features and class vectors, float32 in [-1, 1]: (B, D) -> (B, classes).
+
+    For margins that mean the same whatever the lengths of the vectors (Wang et al. 2018, arXiv:1801.09414, equation 3).
+    """
+
+    def __init__(self, d_model: int, num_classes: int):
+        super().__init__(d_model, num_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # not as a matrix product, which autocast would round before a loss scales it up
+        return F.cosine_similarity(x.float().unsqueeze(-2), self.weight, dim=-1)

@@ -19,7 +19,7 @@ from ..errors import UserError
 from .attention import Attention
 from .embedding import STEMS, Positions
 from .encoder import EncoderModel
-from .parts import NORMS, DropPath, LayerScale
+from .parts import NORMS, CosineHead, DropPath, LayerScale
 
 
 class FeedForward(nn.Module):
@@ -96,6 +96,7 @@ class ViT(EncoderModel):
         distill_token: a token, and a head on it, that learns from a teacher (DeiT, Touvron et al. 2021,
             arXiv:2012.12877, section 4): in training the model returns two logits, (class head's, token's), in
             evaluation their mean.
+        cosine_head: logits are cosines, as LDAM's margins want them (Cao et al. 2019, section 4.1).
 
     The defaults are part of the keys of stored runs and never change.
     """
@@ -123,6 +124,7 @@ class ViT(EncoderModel):
         scale: Literal["head", "full"] = "head",
         local_attention: bool = False,
         distill_token: bool = False,
+        cosine_head: bool = False,
     ):
         super().__init__()
         self.patch_size, self.pooling = patch_size, pool
@@ -152,7 +154,7 @@ class ViT(EncoderModel):
         )
         self.norm = NORMS[norm](d_model)
         self.importance = nn.Linear(d_model, 1) if pool == "seq" else None
-        self.head = nn.Linear(d_model, num_classes)
+        self.head = (CosineHead if cosine_head else nn.Linear)(d_model, num_classes)
         self.distill_head = nn.Linear(d_model, num_classes) if distill_token else None
         self.initialise()
 
@@ -167,7 +169,8 @@ class ViT(EncoderModel):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> Tensor:
         """Turn images (B, C, S, S) into tokens (B, N, D) that know their places.
