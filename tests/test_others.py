@@ -1,0 +1,59 @@
+"""Our records beside the numbers that other reports print."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from labreport import others
+
+
+def run(name="cpu", seed=0, epochs=6, accuracy=0.7, images=4870, data="course", provenance="课程数据", failed=None):
+    about = {"test_images": images, "name": data, "provenance": provenance}
+    return SimpleNamespace(name=name, seed=seed, epochs=epochs, accuracy=accuracy, data=about, failed=failed)
+
+
+def test_printed_numbers_are_percentages_and_name_nobody():
+    table = others.printed()
+    assert table["准确率 / %"].between(10, 100).all() and {"旧报告"} < set(table["报告"])
+    assert (table["参数量 / M"].dropna() > 1).all() and not table["说明"].isna().any()
+    assert all(name == "旧报告" or name.startswith("公开报告") for name in table["报告"])
+
+
+def test_only_whole_finished_runs_of_the_courses_data_count():
+    kept = [run(seed=1), run(seed=0), run(epochs=12)]
+    left_out = [
+        run(images=1000),
+        run(data="synthetic"),
+        run(provenance="课程数据；分层抽取的子集"),
+        run(failed={"message": "NaN"}),
+        run(accuracy=float("nan")),
+    ]
+    found = others.on_whole_data([*left_out, *kept])
+    assert list(found) == ["cpu（12 轮）", "cpu（6 轮）"]
+    assert [each.seed for each in found["cpu（6 轮）"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("ours", "said", "says"),
+    [
+        ([0.72, 0.725, 0.73], 0.674, "高 5.1 个百分点.*差异显著"),
+        ([0.72, 0.725, 0.73], 0.867, "低 14.2 个百分点.*差异显著"),
+        ([0.72, 0.725, 0.73], 0.723, "证据不足，不能断定"),
+        ([0.60, 0.70, 0.80], 0.674, "证据不足，不能断定"),  # by the seeds
+        ([0.725], 0.674, "种子少于 3 个，证据不足"),
+    ],
+)
+def test_a_sentence_says_no_more_than_its_interval(ours, said, says):
+    assert re.search(says, others.against(ours, said, ("配方", "旧报告")))
+
+
+def test_the_interval_covers_what_it_says():
+    draw, n, true, theirs = np.random.RandomState(0), 3, 0.72, 0.70
+    significant = 0
+    for _ in range(2000):
+        ours = draw.binomial(4870, draw.normal(true, 0.004, n)) / 4870
+        said = draw.binomial(4870, theirs + 0.02) / 4870  # truly equal
+        significant += "差异显著" in others.against(list(ours), said, ("甲", "乙"))
+    assert significant / 2000 < 0.05
