@@ -147,19 +147,21 @@ def without(name: str) -> Recipe:
     return BEST.but(name=f"best-without-{name}", **back)
 
 
-# What two processor cores can do in ten minutes: a 0.9 M convolution-stem ViT.
+# What two processor cores can do in ten minutes. So short a training favours few blocks, small batches and small images
+# at first, each chosen on the validation split (benchmarks/RECIPE.md).
 CPU = Recipe(
     name="cpu",
     model_args={
-        "stem": "conv", "pool": "seq", "d_model": 128, "num_heads": 4, "num_layers": 6, "ffn_hidden_channels": 256,
+        "stem": "conv", "pool": "seq", "d_model": 128, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 256,
     },
     protocol="refit",
-    epochs=6,
-    batch_size=128,
-    lr=2e-3,
+    epochs=16,
+    batch_size=64,
+    lr=1.5e-3,
     weight_decay=0.05,
-    warmup_epochs=1.0,
-    augment={"flip": True, "crop": 4},
+    warmup_epochs=0.6,
+    loss="logit_adjusted",
+    augment={"flip": True, "crop": 4, "shrink": 24},
 )  # fmt: skip
 
 # What one GPU can do while one holds one's breath: the recipe that `vitlib speedrun` times. A large batch, because
@@ -173,6 +175,7 @@ FAST = Recipe(
     lr=3e-3,
     weight_decay=0.05,
     warmup_epochs=4.0,
+    loss="logit_adjusted",
     loss_args={"label_smoothing": 0.1},
     augment={"flip": True, "crop": 4},
 )
