@@ -12,27 +12,27 @@ from vitlib.recipes import RECIPES, recipe_named
 
 DATA = "0123456789abcdef"
 
-# Numerics version 1. A difference means that a default or a named recipe changed, and that its published
+# Numerics version 2. A difference means that a default or a named recipe changed, and that its published
 # records are lost. A recipe may change while nothing has been published from it; a default never.
 KEYS = {
-    "original-vanilla": "02601998454a34cd",
-    "original-pretrain": "edf056eda7b6416e",
-    "original-improved": "bbf4e9630468c1f7",
-    "original-patch8": "67e04c083b848b4a",
-    "original-patch16": "e2c5b3ec9ff48bc6",
-    "original-patch16-continued": "f9fb320b30e07938",
-    "original-patch16-fixed": "9b2f910983674740",
-    "vit": "2b7284b5a7674e9d",
-    "vit-mae": "0a893c6e9d240ba4",
-    "vit-dino": "50562606908e1ba9",
-    "teacher": "71523463bcf78ea4",
-    "best": "f81216ce46bc404c",
-    "cpu": "69dfc2609e523c81",
-    "fast": "b22ea374969a7d13",
+    "original-vanilla": "74df156389c31a37",
+    "original-pretrain": "01428fde4f47a6a7",
+    "original-improved": "828c8e0824c3c2ed",
+    "original-patch8": "20e7ab35967fc919",
+    "original-patch16": "d25bda1fcb71b6a5",
+    "original-patch16-continued": "f62f79b31d2d91ca",
+    "original-patch16-fixed": "ce8a28b004cdc82b",
+    "vit": "a8825ef8b9bf0b1e",
+    "vit-mae": "9bddfa48282ef160",
+    "vit-dino": "2a557a072f596dc1",
+    "teacher": "277c7a71c4eafc63",
+    "best": "020dbe5028e5db23",
+    "cpu": "6ef069c64119bb4b",
+    "fast": "ecfcdea7a3f2a77c",
 }
 
 
-def key(recipe, seed=0, data=DATA, numerics=1):
+def key(recipe, seed=0, data=DATA, numerics=2):
     return recipe.key(seed, data, numerics)
 
 
