@@ -115,7 +115,7 @@ CHANGES = [
 
 def test_every_field_but_the_name_changes_the_key():
     keys = [key(Recipe(**change)) for change in [{}, *CHANGES]]
-    keys += [key(Recipe(), seed=1), key(Recipe(), data="f" * 16), key(Recipe(), numerics=2)]
+    keys += [key(Recipe(), seed=1), key(Recipe(), data="f" * 16), key(Recipe(), numerics=3)]
     assert len(set(keys)) == len(CHANGES) + 4
     assert {name for change in CHANGES for name in change} == set(Recipe.__dataclass_fields__) - {"name"}
 

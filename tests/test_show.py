@@ -13,6 +13,7 @@ import torch
 from labreport import show
 from vitlib.data import Dataset, TestSet, TrainSet
 from vitlib.errors import UserError
+from vitlib.recipe import NUMERICS
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def make_data(name="course", provenance="课程数据", images=35580):
 
 def make_run(name="best", seed=0, epochs=3, images=2000, data="course", **more):
     values = {
-        "key": f"{name}-{seed}", "recipe": Fake(name=name, epochs=epochs), "seed": seed, "numerics": 1,
+        "key": f"{name}-{seed}", "recipe": Fake(name=name, epochs=epochs), "seed": seed, "numerics": NUMERICS,
         "data": {"name": data, "fingerprint": "f" * 16, "provenance": "某数据", "train_images": images, "test_images": 9},
         "device": "CPU", "versions": {"torch": "2.15.0"}, "train_seconds": 61.0, "published": False, "failed": None,
     }  # fmt: skip

@@ -207,9 +207,10 @@ def test_a_record_of_older_numerics_is_stale_and_is_trained_anew(shelf, data, mo
     run = shelf.get(PLAIN, 0, data, show=False)
     shelf.publish(run)
     assert not is_stale(run)
-    monkeypatch.setattr(record, "NUMERICS", 2)
-    monkeypatch.setattr(store, "NUMERICS", 2)
-    monkeypatch.setattr(recipe.Recipe.key, "__defaults__", (2,))
+    raised = recipe.NUMERICS + 1
+    monkeypatch.setattr(record, "NUMERICS", raised)
+    monkeypatch.setattr(store, "NUMERICS", raised)
+    monkeypatch.setattr(recipe.Recipe.key, "__defaults__", (raised,))
     old = shelf.all()
     assert [is_stale(run) for run in old] == [True]  # still readable
     assert shelf.find(PLAIN, 0, data) is None
