@@ -34,6 +34,7 @@ DEFAULTS = {
         "scale": "head",
         "local_attention": False,
         "distill_token": False,
+        "cosine_head": False,
     },
 }
 
