@@ -74,7 +74,14 @@ def test_the_distillation_token_has_a_head_of_its_own(pool):
 
 
 @pytest.mark.parametrize(
-    "switch", [{"stem": "shifted"}, {"local_attention": True}, {"stem": "conv", "patch_size": 2, "img_size": 16}]
+    "switch",
+    [
+        {"stem": "shifted"},
+        {"local_attention": True},
+        {"stem": "conv", "patch_size": 2, "img_size": 16},
+        {"stem": "hybrid"},
+        {"stem": "hybrid", "patch_size": 2, "img_size": 16},
+    ],
 )
 def test_switches_work_with_one_graph_and_in_half_precision(switch):
     model, side = small(**switch), switch.get("img_size", 32)

@@ -152,10 +152,10 @@ def without(name: str) -> Recipe:
 CPU = Recipe(
     name="cpu",
     model_args={
-        "stem": "conv", "pool": "seq", "d_model": 128, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 256,
+        "stem": "hybrid", "pool": "seq", "d_model": 128, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 256,
     },
     protocol="refit",
-    epochs=16,
+    epochs=13,
     batch_size=64,
     lr=1.5e-3,
     weight_decay=0.05,

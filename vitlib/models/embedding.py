@@ -40,6 +40,33 @@ class ConvStem(nn.Sequential):
         return super().forward(images.contiguous(memory_format=torch.channels_last))
 
 
+class HybridStem(nn.Sequential):
+    """A small convolutional network that makes the tokens, the hybrid of Dosovitskiy et al. 2021, section 3.1.
+
+    (B, C, S, S) -> (B, D, G, G). Strided 4x4 convolution to half the side, then two 3x3 convolutions a stage, each with
+    BatchNorm and ReLU; every stage after the first halves the side by max-pooling, as in Jordan 2024 (arXiv:2404.00498,
+    section 3). Widths: 48, then D/2 in all stages but the last, which has D.
+    """
+
+    def __init__(self, in_channels: int, d_model: int, patch_size: int):
+        stages = patch_size.bit_length() - 1
+        widths = [48, *[d_model // 2] * (stages - 1), d_model]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, 48, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+        for stage, (before, after) in enumerate(pairwise(widths)):
+            for i, width in enumerate((before, after)):
+                layers.append(nn.Conv2d(width, after, kernel_size=3, padding=1, bias=False))
+                if stage and not i:
+                    layers.append(nn.MaxPool2d(kernel_size=2))
+                layers += [nn.BatchNorm2d(after), nn.ReLU()]
+        super().__init__(*layers)
+        for module in self:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.contiguous(memory_format=torch.channels_last))  # as above
+
+
 class ShiftedStem(nn.Module):
     """Shifted patch tokenization of Lee et al. 2021 (arXiv:2112.13492, section 3.2): (B, C, S, S) -> (B, D, G, G).
 
@@ -61,7 +88,7 @@ class ShiftedStem(nn.Module):
         return rearrange(self.proj(self.norm(patches)), "B y x D -> B D y x")
 
 
-STEMS: dict[str, type[nn.Module]] = {"patch": PatchStem, "conv": ConvStem, "shifted": ShiftedStem}
+STEMS: dict[str, type[nn.Module]] = {"patch": PatchStem, "conv": ConvStem, "hybrid": HybridStem, "shifted": ShiftedStem}
 
 
 def sincos_table(grid: int, d_model: int) -> Tensor:

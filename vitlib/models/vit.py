@@ -80,8 +80,9 @@ class ViT(EncoderModel):
 
     Args:
         img_size: side for which positions are made; other sides that ``patch_size`` divides work too.
-        stem: ``"patch"`` (linear patches), ``"conv"`` (CCT's convolutions; ``patch_size`` a power of two) or
-            ``"shifted"`` (patches that see half a patch further, Lee et al. 2021).
+        stem: ``"patch"`` (linear patches), ``"conv"`` (CCT's convolutions), ``"hybrid"`` (a small convolutional
+            network; for both ``patch_size`` is a power of two) or ``"shifted"`` (patches that see half a patch further,
+            Lee et al. 2021).
         pos: ``"learned"``, ``"sincos"`` (fixed, 2-D) or ``"none"``.
         pool: ``"mean"`` of the patches, ``"cls"`` (class token) or ``"seq"`` (learned weights, as CCT).
         dropout: after positions, projections and both layers of the feed-forward network.
@@ -114,7 +115,7 @@ class ViT(EncoderModel):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        stem: Literal["patch", "conv", "shifted"] = "patch",
+        stem: Literal["patch", "conv", "hybrid", "shifted"] = "patch",
         pos: Literal["learned", "sincos", "none"] = "learned",
         pool: Literal["mean", "cls", "seq"] = "mean",
         layer_scale: float | None = None,
@@ -138,20 +139,11 @@ class ViT(EncoderModel):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                d_model,
-                num_heads,
-                ffn_hidden_channels,
-                dropout,
-                attention_dropout,
-                drop_path * i / max(num_layers - 1, 1),
-                layer_scale,
-                head_dim,
-                norm,
-                scale,
-                local_attention,
+                d_model, num_heads, ffn_hidden_channels, dropout, attention_dropout,
+                drop_path * i / max(num_layers - 1, 1), layer_scale, head_dim, norm, scale, local_attention,
             )
             for i in range(num_layers)
-        )
+        )  # fmt: skip
         self.norm = NORMS[norm](d_model)
         self.importance = nn.Linear(d_model, 1) if pool == "seq" else None
         self.head = (CosineHead if cosine_head else nn.Linear)(d_model, num_classes)
