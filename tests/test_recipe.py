@@ -27,7 +27,8 @@ KEYS = {
     "vit-dino": "2a557a072f596dc1",
     "teacher": "277c7a71c4eafc63",
     "best": "020dbe5028e5db23",
-    "cpu": "6ef069c64119bb4b",
+    "cpu": "ed8debd09ba4fd05",
+    "cpu-conv": "6ef069c64119bb4b",
     "fast": "ecfcdea7a3f2a77c",
 }
 
