@@ -93,6 +93,7 @@ def build_parser() -> Parser:
     sub.add_argument("--profile", default="auto", metavar="档位", help="auto（默认）、smoke、quick、full、published")
     sub.add_argument("--out", type=Path, metavar="文件夹", help="报告写到哪里，默认 build/")
     sub.add_argument("--accept", nargs="*", default=[], metavar="运行", help="published 档中接受数值版本较旧的运行")
+    sub.add_argument("--publish", action="store_true", help="把报告用到的运行记录与测量发布到 report/results/")
     data_options(sub, cut=False)
     return parser
 

@@ -147,13 +147,18 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """Build the report."""
+    from labreport.analysis.measured import publish_report
     from labreport.assembly.build import build_report
     from labreport.study import settle
 
     profile, data = settle(options.profile, options.data, options.accept)
+    if options.publish and profile == "published":
+        raise UserError("published 档用的就是已发布的记录，没有可以发布的；请去掉 --publish，或换一个档位。")
     html = build_report(profile=profile, data=data, out_dir=options.out)
+    new = publish_report(profile, data) if options.publish else []
     pdf = html.with_suffix(".pdf")
-    return {"html": str(html), "pdf": str(pdf) if pdf.exists() else None, "profile": profile, "data": data}
+    made = {"html": str(html), "pdf": str(pdf) if pdf.exists() else None}
+    return made | {"profile": profile, "data": data, "published": [str(path) for path in new]}
 
 
 def bench(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Letters in shapes: B images, h heads, N tokens, d width of a head.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,11 @@ class Row:
     bytes: float = float("nan")
     ran: str = ""
     reason: str = ""
+
+
+def packed(row: Row) -> dict[str, Any]:
+    """Return the row's fields but those that are not a number."""
+    return {name: value for name, value in asdict(row).items() if value == value}
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

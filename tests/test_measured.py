@@ -1,0 +1,91 @@
+"""Measurements on trained models: kept, published and reused while the runs they were made on are the same."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from labreport.analysis import measured as module
+from labreport.analysis.measured import measured
+from labreport.study import Study
+from vitlib.errors import UserError
+
+VALUES = {
+    "right": {"基线": [np.arange(20) % 3 == 0, np.ones(20, bool)]},
+    "times": {"批 1": {"基线": np.array([0.1, 0.25])}},
+    "rows": [{"kernel": "naive", "seconds": 1.5}],
+    "images": 20,
+    "mean": np.float64(0.5),
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("CIFAR_VIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(module, "results_dir", lambda: tmp_path / "results")
+
+
+def study(profile, *keys):
+    return Study("2.4", profile, None, {"基线": [SimpleNamespace(key=key) for key in keys]})
+
+
+def published(tmp_path, *keys):
+    """Measure in the profile quick and publish that."""
+    measured(study("quick", *keys), "speed", lambda: VALUES)
+    made = tmp_path / "runs" / "measured" / "quick" / "2.4-speed.json"
+    target = tmp_path / "results" / "measured" / made.name
+    target.parent.mkdir(parents=True)
+    target.write_bytes(made.read_bytes())
+    return target
+
+
+def never():
+    raise AssertionError("measured again")
+
+
+def test_a_measurement_comes_back_as_it_was_with_the_machine_it_was_made_on():
+    found = measured(study("quick", "a"), "speed", lambda: VALUES)
+    for name, seeds in VALUES["right"].items():
+        assert all(f.dtype == bool and np.array_equal(f, s) for f, s in zip(found["right"][name], seeds, strict=True))
+    assert np.array_equal(found["times"]["批 1"]["基线"], [0.1, 0.25])
+    assert (found["rows"], found["images"], found["mean"]) == (VALUES["rows"], 20, 0.5)
+    assert found["machine"]["name"] and found["device"]["name"]
+
+
+def test_the_published_report_reads_what_was_measured_on_the_same_runs(tmp_path):
+    published(tmp_path, "a", "b")
+    found = measured(study("published", "b", "a"), "speed", never)
+    assert np.array_equal(found["right"]["基线"][0], VALUES["right"]["基线"][0])
+
+
+@pytest.mark.parametrize("keys", [("a",), ("a", "c"), ("a", "b", "c")])
+def test_other_runs_are_measured_anew(tmp_path, keys):
+    published(tmp_path, "a", "b")
+    assert measured(study("published", *keys), "speed", lambda: {"images": 7})["images"] == 7
+
+
+def test_other_profiles_always_measure(tmp_path):
+    published(tmp_path, "a")
+    assert measured(study("quick", "a"), "speed", lambda: {"images": 7})["images"] == 7
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"runs": ["a"]}', '{"runs": ["a"], "values": {"x": {"bits": "!", "length": 8}}}']
+)
+def test_a_damaged_file_is_named(tmp_path, text):
+    path = published(tmp_path, "a")
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"2\.4-speed\.json"):
+        measured(study("published", "a"), "speed", never)
+
+
+def test_a_number_that_is_none_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        measured(study("quick", "a"), "speed", lambda: {"mean": float("nan")})
+    assert not [*(tmp_path / "runs").rglob("*.json")]
+
+
+def test_what_is_published_is_plain_json(tmp_path):
+    story = json.loads(published(tmp_path, "a").read_text("utf-8"))
+    assert story["runs"] == ["a"] and story["values"]["times"]["批 1"]["基线"] == {"array": [0.1, 0.25]}
