@@ -25,6 +25,7 @@ SEED = 3
 PRETRAIN = ORIGINAL.but(name="toy-pretrain", objective="autoencode", weight_decay=0.0, ema=0.0, epochs=2)
 RECIPES = {
     "vit": VIT,  # 5 steps an epoch, 4 epochs
+    "muon": VIT.but(name="toy-muon", optimizer="muon", epochs=3),
     "original": ORIGINAL.but(init_from=PRETRAIN, epochs=3),  # 6 steps an epoch, after 2 epochs of pre-training
 }
 
@@ -111,12 +112,12 @@ def check_survival(root, times):
     deaths = run_nursery(root, times)
     data, stores = toy(), [Store(root / part, root / "published") for part in ("whole", "killed")]
     inside = 0
-    for recipe, per_epoch in ((RECIPES["vit"], 5), (PRETRAIN, 6), (RECIPES["original"], 6)):
+    for recipe, per_epoch in ((RECIPES["vit"], 5), (RECIPES["muon"], 5), (PRETRAIN, 6), (RECIPES["original"], 6)):
         check_equal(*(store.find(recipe, SEED, data) for store in stores))
         steps = [step for died, step in deaths if died == recipe.name]
         assert steps, deaths
         inside += sum(step > 0 and step % per_epoch > 0 for step in steps)
-    assert inside >= times, deaths  # killed inside an epoch, of 3 x times
+    assert inside >= times, deaths  # killed inside an epoch, of 4 x times
     assert not [*(root / "killed").glob("*.work")]
 
 

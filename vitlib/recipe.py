@@ -39,7 +39,8 @@ class Recipe:
             ``original`` trains on all and monitors the test accuracy every epoch, as the original did
             (nothing is chosen by it).
         epochs: passes over the training images; ``batch_size`` is cut to the number of images.
-        optimizer: ``adamw`` or ``adam`` (L2 inside the gradient, as ``torch.optim.Adam``).
+        optimizer: ``adamw``, ``adam`` (L2 inside the gradient, as ``torch.optim.Adam``) or ``muon``
+            (:class:`vitlib.muon.Muon`).
         lr, weight_decay, schedule, warmup_epochs: the learning rate is a pure function of the step.
         clip_norm: largest gradient norm; 0 switches clipping off.
         ema: decay of the exponential moving average of the weights; 0 switches it off.
@@ -67,7 +68,7 @@ class Recipe:
     protocol: Protocol = "study"
     epochs: int = 100
     batch_size: int = 256
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam", "muon"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitlib import checkpoint
 from vitlib.errors import UserError
 from vitlib.models import create_model
+from vitlib.muon import Muon
 from vitlib.progress import Progress
 from vitlib.recipe import Recipe
 
@@ -129,15 +130,17 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int) -> nn.Module:
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimiser; each group's ``lr_scale`` multiplies the scheduled rate.
 
-    AdamW leaves biases, norms, positions and extra tokens undecayed; Adam decays all, as the original did.
+    AdamW and Muon leave biases, norms, positions and extra tokens undecayed; Adam decays all, as the original did.
+    Muon's matrices are the encoder's weights.
     """
     encoder = {id(parameter) for parameter in model.encoder_parameters()}  # type: ignore[operator]
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         scale = recipe.encoder_lr_scale if id(parameter) in encoder else 1.0
         special = parameter.ndim < 2 or name.startswith(("positions.", "prefix"))
-        decay = 0.0 if recipe.optimizer == "adamw" and special else recipe.weight_decay
-        groups.setdefault((scale, decay), []).append(parameter)
-    listed = [{"params": ps, "weight_decay": wd, "lr_scale": scale} for (scale, wd), ps in groups.items()]
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+        decay = 0.0 if recipe.optimizer != "adam" and special else recipe.weight_decay
+        matrix = recipe.optimizer == "muon" and id(parameter) in encoder and not special
+        groups.setdefault((scale, decay, matrix), []).append(parameter)
+    listed = [{"params": ps, "weight_decay": d, "lr_scale": s, "matrix": m} for (s, d, m), ps in groups.items()]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "muon": Muon}[recipe.optimizer]
     return kind(listed, lr=recipe.lr, fused=True)
