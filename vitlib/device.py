@@ -128,10 +128,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
     if device.type != "cpu":
         return None
-    names = (
-        "_is_avx512_bf16_supported",
-        "_is_amx_tile_supported",
-    )  # private, so perhaps not in every version
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps not in every version
     probes = (getattr(torch.cpu, name, None) for name in names)
     return torch.bfloat16 if any(probe() for probe in probes if probe) else None
 

@@ -21,16 +21,7 @@ MOST_FILES, FILE_BYTES, TOTAL_BYTES = 8, 16 * 2**20, 64 * 2**20
 # the only names in an export: nothing else is written on arrival, whatever a zip says
 _MEMBER = re.compile(r"[0-9a-f]{16}(/record\.json|/weights\.safetensors|\.work/checkpoint\.safetensors)")
 # what zipfile, zlib and json raise on damaged bytes
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-    KeyError,
-    ValueError,
-    AttributeError,
-    OSError,
-)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError, ValueError, AttributeError, OSError)
 _HEADER = 1024  # of each member, its entries in the zip's directory and the manifest included
 
 

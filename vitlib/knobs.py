@@ -60,11 +60,7 @@ SHORT = 20
 # patch 16 needs no shorter run. Only its patch sizes were pre-trained without dropout.
 ORIGINAL = original("default")
 SETTINGS: dict[str, dict[int, Recipe]] = {
-    "patch_size": {
-        4: original("patch-4", 0.0),
-        8: original("patch-8", 0.0, patch_size=8),
-        16: recipes.PATCH16_ON,
-    },
+    "patch_size": {4: original("patch-4", 0.0), 8: original("patch-8", 0.0, patch_size=8), 16: recipes.PATCH16_ON},
     "d_model": {256: ORIGINAL, **{n: original(f"width-{n}", d_model=n) for n in (64, 128, 512)}},
     "num_heads": {4: ORIGINAL, **{n: original(f"heads-{n}", num_heads=n) for n in (2, 8, 16)}},
 }

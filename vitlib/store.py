@@ -125,14 +125,7 @@ class Store:
         return path
 
     def _publish_local(
-        self,
-        key: str,
-        work: Path,
-        recipe: Recipe,
-        seed: int,
-        data: Dataset,
-        device: torch.device,
-        outcome: Outcome,
+        self, key: str, work: Path, recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome
     ) -> Run:
         record = make_record(recipe, seed, data, device, outcome)
         weights = work / "weights.safetensors"

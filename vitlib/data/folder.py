@@ -50,11 +50,7 @@ def load_folder(path: str | os.PathLike[str], size: int = 32, skip: bool = False
 
 
 def load_images(
-    path: str | os.PathLike[str],
-    class_names: Sequence[str],
-    *,
-    image_size: int = 32,
-    skip_unreadable: bool = False,
+    path: str | os.PathLike[str], class_names: Sequence[str], *, image_size: int = 32, skip_unreadable: bool = False
 ) -> TestSet:
     """Load a folder or zip of class folders to evaluate a model of ``class_names`` on.
 

@@ -139,10 +139,7 @@ class Dataset:
             return self
         sizes = "，".join(
             f"{what} {len(few):,} 张（共 {len(whole):,} 张）" if few is not whole else f"{what}全部 {len(few):,} 张"
-            for what, few, whole in (
-                ("训练图像", fewer_train, self.train),
-                ("测试图像", fewer_test, self.test),
-            )
+            for what, few, whole in (("训练图像", fewer_train, self.train), ("测试图像", fewer_test, self.test))
         )
         return replace(
             self,

@@ -17,16 +17,7 @@ from .original import OriginalViT
 from .tome import MergingViT
 from .vit import ViT
 
-__all__ = [
-    "Cost",
-    "OriginalViT",
-    "ViT",
-    "check_arguments",
-    "count",
-    "create_model",
-    "layers",
-    "model_defaults",
-]
+__all__ = ["Cost", "OriginalViT", "ViT", "check_arguments", "count", "create_model", "layers", "model_defaults"]
 
 MODELS: dict[str, type[nn.Module]] = {
     "vit": ViT,

@@ -73,10 +73,7 @@ class FlatHead(nn.Sequential):
 
     def __init__(self, features: int, num_classes: int):
         super().__init__(
-            nn.Flatten(),
-            nn.Linear(features, features // 2),
-            nn.GELU(),
-            nn.Linear(features // 2, num_classes),
+            nn.Flatten(), nn.Linear(features, features // 2), nn.GELU(), nn.Linear(features // 2, num_classes)
         )
 
 
