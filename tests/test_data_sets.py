@@ -63,6 +63,21 @@ def test_a_subset_keeps_the_ratios_and_every_class(counts, seed, choose):
     assert (few is data) == (total == sum(counts))
 
 
+@given(COUNTS, SEEDS, st.integers(1, 80))
+def test_in_a_sample_the_classes_take_turns(counts, seed, count):
+    train = dataset(counts, seed=seed).train
+    found = train.sample(count)
+    size = min(count, len(train))
+    assert type(found) is TrainSet and len(found) == size
+    got = np.array(found.counts(len(counts)))
+    level = next(level for level in range(1, 61) if np.minimum(level, counts).sum() >= size)
+    assert (got <= np.minimum(level, counts)).all() and (got >= np.minimum(level - 1, counts)).all()
+    for label in range(len(counts)):  # the first of each class, in their order
+        first = train.images[train.labels == label][: got[label]]
+        assert torch.equal(found.images[found.labels == label], first)
+
+
+
 @given(COUNTS, st.integers(1, 600))
 def test_quotas_add_up(counts, total):
     total = min(max(total, len(counts)), sum(counts) - 1)

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitlib.errors import UserError
@@ -31,6 +32,14 @@ class LabeledImages:
     def take(self, index: Tensor) -> Self:
         """Return the images at ``index`` (int64) as a set of the same type."""
         return type(self)(self.images[index], self.labels[index])
+
+    def sample(self, count: int) -> Self:
+        """Return ``count`` images in which the classes take turns, the first of each to begin with.
+
+        Files come sorted by class: the first images of a set would all be of one.
+        """
+        turns = F.one_hot(self.labels).cumsum(0).gather(1, self.labels[:, None]).flatten()
+        return self.take(torch.argsort(turns, stable=True)[:count])
 
     def counts(self, num_classes: int) -> tuple[int, ...]:
         """Return the number of images of each class."""
