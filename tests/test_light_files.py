@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from vitlib.cost import count_on
 from vitlib.errors import UserError
 from vitlib.evaluate import predict
 from vitlib.light import prune, quantize
-from vitlib.light.export import CPU, OnnxModel, load_onnx, to_onnx
+from vitlib.light.export import CPU, OnnxModel, export, load_onnx, to_onnx
 from vitlib.models import count, create_model
 from vitlib.models.transfer import channel_norms, head_norms
 from vitlib.store import Store
@@ -124,6 +125,26 @@ def test_sensitivity_is_measured_module_by_module(trained):
     errors = quantize.sensitivity(folder / "light.onnx", test.images[:20], "half")
     assert errors.keys() == quantize.modules(folder / "light.onnx").keys()
     assert all(0 <= error < 0.5 for error in errors.values()) and max(errors.values()) > 0
+
+
+def test_the_published_int8_is_calibrated_on_every_class_and_leaves_the_most_sensitive_module(trained, monkeypatch):
+    model, _, folder, _ = trained
+    data, seen = toy.toy(train=960, test=10), {}
+    data = replace(data, train=data.train.take(torch.argsort(data.train.labels, stable=True)))  # as files come
+    static, found = quantize.static, {"stem": 2.0, "head": 1.0}
+    monkeypatch.setattr(quantize, "sensitivity", lambda path, images, *_: seen.update(few=images) or found)
+    monkeypatch.setattr(
+        quantize, "static", lambda path, out, images, normalize, but: seen.update(all=images, but=but)
+        or static(path, out, images, normalize, but=but),
+    )  # fmt: skip
+    export(model, data, folder / "again.onnx", int8=True)
+    drawn = data.split(seed=0)[1].sample(64)
+    assert (
+        seen["but"] == ["stem"]
+        and torch.equal(seen["all"], drawn.images)
+        and torch.equal(seen["few"], drawn.images[:32])
+    )
+    assert min(drawn.counts(3)) >= 21 and min(drawn.take(torch.arange(32)).counts(3)) >= 10
 
 
 # ------------------------------------------------------------ fewer weights

@@ -73,11 +73,6 @@ def test_pictures_are_shrunk_before_the_model_sees_them():
         assert not torch.allclose(assess.smaller_pictures(model, 16)(images), model(images))
 
 
-def test_a_picture_of_each_class_is_found():
-    data = toy.toy()
-    assert torch.equal(assess.one_of_each(data.test, 2), data.test.images[:2])
-
-
 def test_patches_fade_as_their_share_falls():
     images = np.full((1, 3, 8, 8), 100, np.uint8)
     painted = figures.shaded_patches(images, np.array([[1.0, 0.5, 0.0, 1.0]]), scale=2)

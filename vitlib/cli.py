@@ -86,7 +86,7 @@ def build_parser() -> Parser:
     sub = command("export", commands.export, "导出模型为 ONNX 与 torch.export 文件，并在测试集上逐张核对")
     sub.add_argument("model", metavar="模型", help="已发布的名字（如 best）或权重文件")
     sub.add_argument("--out", type=Path, metavar="文件", help="ONNX 文件，默认 模型名.onnx；.pt2 文件写在它旁边")
-    sub.add_argument("--int8", action="store_true", help="再写一个静态量化的 .int8.onnx 文件，用训练图像校准")
+    sub.add_argument("--int8", action="store_true", help="再写一个静态量化的 .int8.onnx 文件，用验证图像校准")
     data_options(sub, cut=False)
 
     sub = command("report", commands.report, "运行四个笔记本并生成 HTML 和 PDF 报告")

@@ -1,10 +1,9 @@
 """What lightening costs and gains: answers of variants on images, and the verdict on a loss of accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,26 +38,17 @@ FORMS = ("int8 动态", "int8 静态", "int8 静态，留一处浮点", "权重 
 
 
 def fewer_bits(
-    path: Path, images: Tensor, normalize: str, errors: dict[str, float], forms: Sequence[str] = FORMS
-) -> dict[str, Path]:
-    """Write quantised versions of an ONNX file beside it; return them by their names for readers.
+    path: Path, images: Tensor, normalize: str, most: int | None = None
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """Write quantised versions of an ONNX file beside it: the files by FORMS, and the sensitivity of each module.
 
-    Calibrated on uint8 ``images`` (N, C, S, S); ``errors`` are :func:`vitlib.light.quantize.sensitivity`'s, and
-    the most sensitive module stays in float in one version. ``forms``: which of FORMS.
+    Calibrated on uint8 ``images`` (N, C, S, S), which must not be the test set's. ``most``: look at the sensitivity
+    of so many modules only.
     """
-    out = {name: path.with_name(f"{path.stem}-{i}.onnx") for i, name in enumerate(forms)}
-    worst = max(errors, key=lambda module: errors[module])
-    for name, file in out.items():
-        if name == "int8 动态":
-            quantize.dynamic(path, file)
-        elif name.startswith("权重"):
-            quantize.weight_only(path, file, int(name[-1]))
-        else:
-            quantize.static(path, file, images, normalize, but=[] if name == "int8 静态" else [worst])
-    return out
-
-
-def one_of_each(images: LabeledImages, count: int) -> Tensor:
-    """Return the first picture of each of the first ``count`` classes, uint8 (n, C, S, S)."""
-    first = [torch.nonzero(images.labels == c).flatten()[:1] for c in range(count)]
-    return images.images[torch.cat(first)]
+    out = {name: path.with_name(f"{path.stem}-{i}.onnx") for i, name in enumerate(FORMS)}
+    quantize.dynamic(path, out[FORMS[0]])
+    quantize.static(path, out[FORMS[1]], images, normalize)
+    errors = quantize.int8(path, out[FORMS[2]], images, normalize, most)
+    for name in FORMS[3:]:
+        quantize.weight_only(path, out[name], int(name[-1]))
+    return out, errors

@@ -27,6 +27,7 @@ from vitlib.recipe import Recipe
 from vitlib.weights import Trained
 
 CPU = torch.device("cpu")
+CALIBRATION = 64  # images, from which the scales of int8 come
 
 
 @contextlib.contextmanager
@@ -107,14 +108,14 @@ def load_onnx(path: Path) -> Trained:
 def export(trained: Trained, data: Dataset, path: Path, int8: bool = False) -> dict[str, Any]:
     """Write ``path`` (.onnx) and its neighbour .pt2 and compare both with PyTorch on the test images.
 
-    ``int8`` adds an .int8.onnx, calibrated on training images, whose answers may differ.
+    ``int8`` adds an .int8.onnx, calibrated on ``CALIBRATION`` validation images, whose answers may differ.
 
     Returns per file its ``path``, ``bytes``, the median image's ``difference`` (largest over its logits), and
     the shares (0-1) of images with the ``same_answers`` and with ``close_logits`` (within a thousandth of the
     largest one). Where tokens are chosen, rounding may tip a choice between two nearly equal ones, in a few
     images. Raises UserError when more than one image in 20 is not close, or the images are of another size.
     """
-    from vitlib.light.quantize import static
+    from vitlib.light import quantize
 
     if data.image_size != trained.image_size:
         raise UserError(
@@ -126,7 +127,8 @@ def export(trained: Trained, data: Dataset, path: Path, int8: bool = False) -> d
     torch.export.save(trace(trained.model, trained.image_size), program)
     written = [(path, OnnxModel(path)), (program, torch.export.load(program).module())]
     if int8:
-        written.append((small, OnnxModel(static(path, small, data.train.images[:256], normalize))))
+        quantize.int8(path, small, data.split(seed=0)[1].sample(CALIBRATION).images, normalize)
+        written.append((small, OnnxModel(small)))
     expected = _answers(trained.model, data.test.images, normalize)
     rows = []
     for file, model in written:

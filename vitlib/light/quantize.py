@@ -53,6 +53,17 @@ def static(
     return out
 
 
+def int8(path: Path, out: Path, images: Tensor, normalize: str, most: int | None = None) -> dict[str, float]:
+    """Write the version that is recommended and published: static, its most sensitive module in float.
+
+    The first 32 of the uint8 ``images`` (N, C, S, S) find that module, all of them the scales; they should hold
+    every class and must not be the test set's. Returns :func:`sensitivity`'s errors, ``most`` as there.
+    """
+    errors = sensitivity(path, images[:32], normalize, most)
+    static(path, out, images, normalize, but=[max(errors, key=lambda module: errors[module])])
+    return errors
+
+
 def weight_only(path: Path, out: Path, bits: int = 8) -> Path:
     """Write a version whose matrices are stored in ``bits`` (4 or 8), one scale for every 32 weights."""
     with quiet():
