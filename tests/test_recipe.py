@@ -26,10 +26,11 @@ KEYS = {
     "vit-mae": "9bddfa48282ef160",
     "vit-dino": "2a557a072f596dc1",
     "teacher": "277c7a71c4eafc63",
-    "best": "020dbe5028e5db23",
-    "cpu": "ed8debd09ba4fd05",
+    "best": "912b2a8b1626e72e",
+    "cpu": "a087a6f7c3f240a8",
+    "cpu-long": "12290955d8187748",
     "cpu-conv": "6ef069c64119bb4b",
-    "fast": "ecfcdea7a3f2a77c",
+    "fast": "5e711a1b0e320b13",
 }
 
 

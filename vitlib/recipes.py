@@ -97,19 +97,20 @@ DINO_PRETRAIN = Recipe(
 )  # fmt: skip
 VIT_DINO = VIT.but(name="vit-dino", epochs=50, init_from=DINO_PRETRAIN)
 
-# From VIT to BEST, one ingredient a step: its name for readers and what it changes. Sources: Hassani et al. 2021 for
-# the stem and the pooling, Zhang et al. 2018 and Yun et al. 2019 for mixing, Müller & Hutter 2021 and Zhong et al.
-# 2020 for the policy and the erasing, Ren et al. 2020 for the balanced softmax (without it a model expects each class
-# in the balanced test set as often as in training); imitating a CNN on the same mixed pictures: Beyer et al. 2022,
-# arXiv:2106.05237.
+# From VIT to BEST, one ingredient a step: its name for readers and what it changes. Sources: Dosovitskiy et al. 2021
+# for the stem, Hassani et al. 2021 for the pooling, Zhang et al. 2018 and Yun et al. 2019 for mixing, Müller & Hutter
+# 2021 and Zhong et al. 2020 for the policy and the erasing, Ren et al. 2020 for the balanced softmax (without it a
+# model expects each class in the balanced test set as often as in training), Jordan et al. 2024 for the optimiser;
+# imitating a CNN on the same mixed pictures: Beyer et al. 2022, arXiv:2106.05237.
 STEPS: dict[str, tuple[str, dict[str, Any]]] = {
-    "stem": ("卷积茎部", {"model_args": {"stem": "conv"}}),
+    "stem": ("混合茎部", {"model_args": {"stem": "hybrid"}}),
     "pool": ("序列池化", {"model_args": {"pool": "seq"}}),
     "deep": ("第 7 个块", {"model_args": {"num_layers": 7}}),
     "mix": ("Mixup 与 CutMix", {"augment": {"mixup": 0.8, "cutmix": 1.0, "mix_until": 0.9}}),
     "policy": ("TrivialAugment 与随机擦除", {"augment": {"trivial": True, "erase": 0.25}}),
     "ema": ("权重的指数滑动平均", {"ema": 0.999}),
     "balance": ("均衡 softmax", {"loss": "logit_adjusted"}),
+    "muon": ("Muon 优化器", {"optimizer": "muon", "lr": 6e-3}),
     "teacher": ("CNN 教师", {"teacher": TEACHER.but(name="teacher-study", protocol="study")}),
     "long": ("300 轮，用全部训练图像", {"epochs": 300, "warmup_epochs": 10.0}),
 }  # fmt: skip
@@ -147,34 +148,45 @@ def without(name: str) -> Recipe:
     return BEST.but(name=f"best-without-{name}", **back)
 
 
-# What two processor cores can do in ten minutes. So short a training favours few blocks, small batches and small images
-# at first, and a convolutional network for a stem, each chosen on the validation split (benchmarks/RECIPE.md).
+# What two processor cores can do in ten minutes. So short a training favours few blocks, small images at first, a
+# convolutional network for a stem and an optimiser that needs few steps, each chosen on the validation split
+# (benchmarks/RECIPE.md).
 CPU = Recipe(
     name="cpu",
     model_args={
         "stem": "hybrid", "pool": "seq", "d_model": 128, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 256,
     },
     protocol="refit",
-    epochs=10,
-    batch_size=64,
-    lr=1.5e-3,
+    epochs=14,
+    batch_size=128,
+    optimizer="muon",
+    lr=1e-2,
     weight_decay=0.05,
     warmup_epochs=0.6,
     loss="logit_adjusted",
+    loss_args={"label_smoothing": 0.1},
     augment={"flip": True, "crop": 4, "shrink": 24},
 )  # fmt: skip
-# The same with CCT's stem, and as many epochs more as take the same time: what the stem is worth.
-CPU_CONV = CPU.but(name="cpu-conv", model_args={"stem": "conv"}, epochs=16)
+# The same with more width and in less of a hurry: half an hour.
+CPU_LONG = CPU.but(
+    name="cpu-long", model_args={"d_model": 192, "ffn_hidden_channels": 384}, epochs=16, augment={"erase": 0.25},
+)  # fmt: skip
+# Its predecessor with CCT's stem and AdamW, as many epochs as take the same time as CPU's.
+CPU_CONV = CPU.but(
+    name="cpu-conv", model_args={"stem": "conv"}, epochs=16, batch_size=64, optimizer="adamw", lr=1.5e-3,
+    loss_args={"label_smoothing": None},
+)  # fmt: skip
 
 # What one GPU can do while one holds one's breath: the recipe that `vitlib speedrun` times. A large batch, because
 # launches, not arithmetic, limit a small one.
 FAST = Recipe(
     name="fast",
-    model_args={"stem": "conv", "pool": "seq"},
+    model_args={"stem": "hybrid", "pool": "seq"},
     protocol="refit",
     epochs=40,
     batch_size=512,
-    lr=3e-3,
+    optimizer="muon",
+    lr=1e-2,
     weight_decay=0.05,
     warmup_epochs=4.0,
     loss="logit_adjusted",
@@ -186,7 +198,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        CPU, CPU_CONV, FAST,
+        CPU, CPU_LONG, CPU_CONV, FAST,
     )
 }  # fmt: skip
 

@@ -43,28 +43,40 @@ class ConvStem(nn.Sequential):
 class HybridStem(nn.Sequential):
     """A small convolutional network that makes the tokens, the hybrid of Dosovitskiy et al. 2021, section 3.1.
 
-    (B, C, S, S) -> (B, D, G, G). Strided 4x4 convolution to half the side, then two 3x3 convolutions a stage, each with
-    BatchNorm and ReLU; every stage after the first halves the side by max-pooling, as in Jordan 2024 (arXiv:2404.00498,
-    section 3). Widths: 48, then D/2 in all stages but the last, which has D.
+    (B, C, S, S) -> (B, D, G, G). Every stage halves the side by a strided convolution, 4x4 on the image and 2x2 after
+    that, so that nothing wide is computed at the larger side; then a 3x3 convolution and a second one around which a
+    shortcut leads (He et al. 2016, arXiv:1512.03385). BatchNorm and ReLU after each. Widths: 64 in all stages but the last, which has D.
     """
 
     def __init__(self, in_channels: int, d_model: int, patch_size: int):
         stages = patch_size.bit_length() - 1
-        widths = [48, *[d_model // 2] * (stages - 1), d_model]
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, 48, kernel_size=4, stride=2, padding=1), nn.ReLU()]
+        widths = [in_channels, *[64] * (stages - 1), d_model]
+        layers: list[nn.Module] = []
         for stage, (before, after) in enumerate(pairwise(widths)):
-            for i, width in enumerate((before, after)):
-                layers.append(nn.Conv2d(width, after, kernel_size=3, padding=1, bias=False))
-                if stage and not i:
-                    layers.append(nn.MaxPool2d(kernel_size=2))
-                layers += [nn.BatchNorm2d(after), nn.ReLU()]
+            halve = ConvUnit(before, after, 2, 2, 0) if stage else ConvUnit(before, after, 4, 2, 1)
+            layers += [halve, ConvUnit(after, after), Shortcut(ConvUnit(after, after))]
         super().__init__(*layers)
-        for module in self:
+        for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.contiguous(memory_format=torch.channels_last))  # as above
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution, BatchNorm, ReLU: (B, C, S, S) -> (B, C', S/stride, S/stride)."""
+
+    def __init__(self, before: int, after: int, size: int = 3, stride: int = 1, padding: int = 1):
+        convolution = nn.Conv2d(before, after, size, stride, padding, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(after), nn.ReLU())
+
+
+class Shortcut(nn.Sequential):
+    """What is inside, added to its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
 
 
 class ShiftedStem(nn.Module):
