@@ -83,6 +83,16 @@ def document(vitlib):
     return run
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error there")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_has_enough_is_no_error(tmp_path, more):
+    environment = os.environ | {"CIFAR_VIT_RUNS": str(tmp_path)}
+    command = [sys.executable, "-m", "vitlib", "runs", *more]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before anything is written
+    assert process.stderr.read() == "" and process.wait() == 0
+
+
 # --- help -----------------------------------------------------------------------------------------
 
 
@@ -178,6 +188,7 @@ WRONG = [
     ("predict FILE", "best"),
     ("report --profile huge --data DATA", "huge"),
     ("report --profile published --data DATA --out HERE/out", "已发布"),
+    ("report --profile published --publish", "去掉 --publish"),
 ]
 
 

@@ -77,7 +77,6 @@ def test_in_a_sample_the_classes_take_turns(counts, seed, count):
         assert torch.equal(found.images[found.labels == label], first)
 
 
-
 @given(COUNTS, st.integers(1, 600))
 def test_quotas_add_up(counts, total):
     total = min(max(total, len(counts)), sum(counts) - 1)

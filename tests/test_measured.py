@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from toy import PLAIN, toy
 
 from labreport.analysis import measured as module
 from labreport.analysis.measured import measured
 from labreport.study import Study
 from vitlib.errors import UserError
+from vitlib.plans import Job, Profile
+from vitlib.store import Store
 
 VALUES = {
     "right": {"基线": [np.arange(20) % 3 == 0, np.ones(20, bool)]},
@@ -89,3 +92,19 @@ def test_a_number_that_is_none_is_refused_before_anything_is_written(tmp_path):
 def test_what_is_published_is_plain_json(tmp_path):
     story = json.loads(published(tmp_path, "a").read_text("utf-8"))
     assert story["runs"] == ["a"] and story["values"]["times"]["批 1"]["基线"] == {"array": [0.1, 0.25]}
+
+
+def test_a_report_publishes_its_runs_and_its_own_profiles_measurements(tmp_path, monkeypatch):
+    data, store = toy(), Store(tmp_path / "runs", tmp_path / "results")
+    profile = Profile("quick", seeds=2)
+    jobs = [Job(PLAIN, seed, 1, "") for seed in range(2)]
+    run = store.get(PLAIN, 0, data, show=False)  # the second seed was never trained
+    for name, value in {"load": lambda source: data, "Store": lambda: store, "resolve": lambda *given: profile}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module.plans, "jobs", lambda plan, chosen: jobs)
+    measured(study("quick", run.key), "speed", lambda: VALUES)
+    measured(study("smoke", "b"), "onnx", lambda: VALUES)
+    names = [path.name for path in module.publish_report("auto", "course")]
+    assert names == [f"{run.name}-s0-{run.key}.json", "2.4-speed.json"]
+    assert all((tmp_path / "results" / part).is_file() for part in (names[0], "measured/2.4-speed.json"))
+    assert measured(study("published", run.key), "speed", never)["images"] == 20

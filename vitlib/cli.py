@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,6 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         result = options.action(options)
+        if options.json:
+            print(json.dumps(result, ensure_ascii=str(sys.stdout.encoding).lower() != "utf-8", allow_nan=False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has enough; a later flush must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"错误：{error}", file=sys.stderr)
         return 2
@@ -114,8 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("已中断；训练到的地方存有检查点，再次运行会接着做。", file=sys.stderr)
         return 130
-    if options.json:
-        print(json.dumps(result, ensure_ascii=str(sys.stdout.encoding).lower() != "utf-8", allow_nan=False))
     return 0
 
 

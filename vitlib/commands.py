@@ -151,9 +151,9 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     from labreport.assembly.build import build_report
     from labreport.study import settle
 
-    profile, data = settle(options.profile, options.data, options.accept)
-    if options.publish and profile == "published":
+    if options.publish and options.profile == "published":
         raise UserError("published 档用的就是已发布的记录，没有可以发布的；请去掉 --publish，或换一个档位。")
+    profile, data = settle(options.profile, options.data, options.accept)
     html = build_report(profile=profile, data=data, out_dir=options.out)
     new = publish_report(profile, data) if options.publish else []
     pdf = html.with_suffix(".pdf")
