@@ -1,6 +1,7 @@
 """The house rules that a machine can check: layout, sizes, dependencies, and what may be imported where."""
 
 import ast
+import importlib.util
 import io
 import json
 import os
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from vitlib.paths import results_dir, weights_dir
+from vitlib.record import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 VITLIB = sorted((ROOT / "vitlib").rglob("*.py"))
@@ -143,6 +147,23 @@ def test_the_whole_stays_small():
     assert {path.name for path in core} >= {"vit.py", "original.py", "losses.py", "engine.py", "store.py"}
     assert sum(map(lines_of_code, core)) <= 2650
     assert sum(map(lines_of_code, VITLIB)) <= 5000
+
+
+def generator(name):
+    """Return a module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_results_and_the_model_card_are_what_the_records_give():
+    results, card = generator("results"), generator("model_card")
+    lines = results.rows([read_record(path, published=True) for path in sorted(results_dir().glob("*.json"))])
+    for name in results.HEADS:
+        text = (ROOT / name).read_text("utf-8")
+        assert results.with_results(text, name, lines) == text, f"run python docs/results.py for {name}"
+    assert (weights_dir() / "MODEL_CARD.md").read_text("utf-8") == card.document(), "run python docs/model_card.py"
 
 
 def test_training_knows_nothing_of_the_report():

@@ -29,7 +29,6 @@ KEYS = {
     "best": "912b2a8b1626e72e",
     "cpu": "a087a6f7c3f240a8",
     "cpu-long": "12290955d8187748",
-    "cpu-conv": "6ef069c64119bb4b",
     "fast": "5e711a1b0e320b13",
 }
 

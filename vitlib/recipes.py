@@ -156,27 +156,13 @@ CPU = Recipe(
     model_args={
         "stem": "hybrid", "pool": "seq", "d_model": 128, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 256,
     },
-    protocol="refit",
-    epochs=14,
-    batch_size=128,
-    optimizer="muon",
-    lr=1e-2,
-    weight_decay=0.05,
-    warmup_epochs=0.6,
-    loss="logit_adjusted",
-    loss_args={"label_smoothing": 0.1},
-    augment={"flip": True, "crop": 4, "shrink": 24},
+    protocol="refit", epochs=14, batch_size=128, optimizer="muon", lr=1e-2, weight_decay=0.05, warmup_epochs=0.6,
+    loss="logit_adjusted", loss_args={"label_smoothing": 0.1}, augment={"flip": True, "crop": 4, "shrink": 24},
 )  # fmt: skip
 # The same with more width and in less of a hurry: half an hour.
 CPU_LONG = CPU.but(
     name="cpu-long", model_args={"d_model": 192, "ffn_hidden_channels": 384}, epochs=16, augment={"erase": 0.25},
 )  # fmt: skip
-# Its predecessor with CCT's stem and AdamW, as many epochs as take the same time as CPU's.
-CPU_CONV = CPU.but(
-    name="cpu-conv", model_args={"stem": "conv"}, epochs=16, batch_size=64, optimizer="adamw", lr=1.5e-3,
-    loss_args={"label_smoothing": None},
-)  # fmt: skip
-
 # What one GPU can do while one holds one's breath: the recipe that `vitlib speedrun` times. A large batch, because
 # launches, not arithmetic, limit a small one.
 FAST = Recipe(
@@ -198,7 +184,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        CPU, CPU_LONG, CPU_CONV, FAST,
+        CPU, CPU_LONG, FAST,
     )
 }  # fmt: skip
 

@@ -1,0 +1,81 @@
+"""Write the card of the published weights, in Chinese, from their records: ``python docs/model_card.py``."""
+
+from pathlib import Path
+
+import numpy as np
+
+from labreport import metrics, stats
+from vitlib.paths import results_dir, weights_dir
+from vitlib.record import Run, read_record
+from vitlib.weights import load_weights
+
+HEAD = """# 已发布的权重
+
+由 `python docs/model_card.py` 从权重文件与运行记录生成。用 `vitlib predict 图像 --model 名字`、
+`vitlib evaluate 名字 --data 文件夹`、`vitlib export 名字` 使用，格式是 safetensors，浮点数存为 16 位。
+
+**用途**　教学与复现：十类小图像的分类，检验报告里的数字，作为蒸馏、剪枝与量化的起点。
+
+**局限**　只认识十个类别，其他东西也会被归入其中一类；从 32×32 的图像学来，别的大小先缩放再识别，照片的构图与训练图像
+相差很大时准确率没有保证；训练集的类别不平衡（最大类是最小类的 {imbalance:.2f} 倍），少数类的召回率见下表；置信度未经校准；
+没有检验过对抗样本与分布之外的输入，不可用于任何影响人的决定。
+
+**数据**　只用课程的 `CIFAR10_imbalanced` 训练，从零开始；测试集 `CIFAR10_balance` 每个种子只在最后读一次。
+图像的权利属于原作者，本仓库不含图像。
+"""
+
+
+def card(name: str, path: Path, runs: list[Run]) -> str:
+    """Return the section of one weights file; ``runs`` are all published records."""
+    story = load_weights(path)[1]
+    run = next(run for run in runs if run.key == story["key"])
+    seeds = [each for each in runs if each.name == run.name and each.data["fingerprint"] == run.data["fingerprint"]]
+    over_seeds = stats.summary([each.accuracy for each in seeds])
+    interval = f"，95 % 区间 [{100 * over_seeds.low:.1f}, {100 * over_seeds.high:.1f}]" if over_seeds.n > 1 else ""
+    classes = run.data["class_names"]
+    scores = metrics.scores(run.labels, run.predicted, run.confidence, len(classes))
+    recall = metrics.per_class_recall(run.labels, run.predicted, len(classes))
+    rows = [
+        f"| {label} | {size:,} | {100 * value:.1f} |"
+        for label, size, value in zip(classes, run.data["class_counts"], recall, strict=True)
+    ]
+    spec = "、".join(f"{field} = {value}" for field, value in run.recipe.spec().items())
+    return f"""
+## `{name}`
+
+| | |
+|---|---|
+| 配方 | `{run.name}`，种子 {run.seed} |
+| 参数量；文件 | {run.params:,}；{path.stat().st_size / 1e6:.2f} MB |
+| 一张图像的运算量 | {run.flops / 1e6:.0f} MFLOPs |
+| 训练 | {run.data["train_images"]:,} 张图像，{run.epochs} 轮，{run.device} |
+| 测试准确率 | {100 * run.accuracy:.2f} %（{run.data["test_images"]:,} 张，没有测试时增强） |
+| 同一配方的 {over_seeds.n} 个种子 | 平均 {100 * over_seeds.mean:.1f} %{interval} |
+| 宏平均 F1；校准误差（ECE） | {scores["macro_f1"]:.3f}；{scores["ece"]:.3f} |
+| 数据 | {run.data["provenance"]} |
+
+设定：{spec}
+
+| 类别 | 训练集中的张数 | 召回率 / % |
+|---|---:|---:|
+{chr(10).join(rows)}
+
+召回率最低的类别是{classes[int(np.argmin(recall))]}。
+"""
+
+
+def document() -> str:
+    """Return the whole card."""
+    runs = [read_record(path, published=True) for path in sorted(results_dir().glob("*.json"))]
+    counts = max((run.data["class_counts"] for run in runs), key=sum)
+    cards = [card(path.stem, path, runs) for path in sorted(weights_dir().glob("*.safetensors"))]
+    return HEAD.format(imbalance=max(counts) / min(counts)) + "".join(cards)
+
+
+def main() -> None:
+    """Write ``report/weights/MODEL_CARD.md``."""
+    (weights_dir() / "MODEL_CARD.md").write_text(document(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
