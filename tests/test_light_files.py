@@ -198,16 +198,91 @@ def test_threads_are_set_for_a_while():
 
 
 def test_each_kernel_proves_that_it_ran_or_says_why_not():
-    rows = {name: kernels.measure(name, 64, CPU, heads=2, width=8, rounds=2) for name in kernels.KERNELS}
+    rows = {row.kernel: row for row in kernels.measure(64, CPU, heads=2, width=8)}
+    assert [*rows] == [*kernels.KERNELS]
     for name in ("逐步计算", "SDPA math", "SDPA flash"):
-        assert rows[name].seconds > 0 and rows[name].bytes > 0 and kernels.KERNELS[name][1] in rows[name].ran
+        row = rows[name]
+        assert 0 < row.low <= row.seconds <= row.high and row.bytes > 0 and row.rounds >= 50
+        assert kernels.KERNELS[name].operator in row.ran
     assert rows["逐步计算"].bytes >= 2 * 64 * 64 * 4 > rows["SDPA flash"].bytes - 64 * 16 * 4
     assert "没有这个后端" in rows["SDPA cuDNN"].reason and np.isnan(rows["SDPA cuDNN"].seconds)
+    again = [kernels.Row(**kernels.packed(row)) for row in rows.values()]
+    assert [kernels.packed(row) for row in again] == [kernels.packed(row) for row in rows.values()]
+
+
+def test_kernels_take_turns_and_the_clock_starts_after_the_context(monkeypatch):
+    story = []
+
+    @contextlib.contextmanager
+    def entered(_):
+        story.append("context")
+        yield
+
+    def kernel(name):
+        return kernels.Kernel(lambda *x: story.append(name) or kernels.naive(*x), "aten::softmax", "backend")
+
+    monkeypatch.setattr(kernels, "sdpa_kernel", entered)
+    monkeypatch.setattr(kernels, "KERNELS", {name: kernel(name) for name in "ab"})
+    clock = kernels.time.perf_counter
+    monkeypatch.setattr(kernels.time, "perf_counter", lambda: story.append("clock") or clock())
+    assert [row.rounds for row in kernels.measure(4, CPU, "ab", rounds=2)] == [2, 2]
+    assert story[4:] == 2 * ["context", "clock", "a", "clock", "context", "clock", "b", "clock"]
+    long = kernels.measure(4, CPU, "ab", rounds=50, seconds=0.0, least=3)
+    assert [row.rounds for row in long] == [3, 3]
 
 
 def test_a_fallback_is_never_timed_under_anothers_name(monkeypatch):
-    monkeypatch.setitem(kernels.KERNELS, "xFormers", (kernels.naive, "xformers"))
-    row = kernels.measure("xFormers", 16, CPU, rounds=1)
-    assert "实际运行的不是它" in row.reason and np.isnan(row.seconds)
-    monkeypatch.setitem(kernels.KERNELS, "wrong", (lambda q, k, v: v.softmax(-1), "aten::softmax"))
-    assert "相差" in kernels.measure("wrong", 16, CPU, rounds=1).reason
+    monkeypatch.setitem(kernels.KERNELS, "xFormers", kernels.Kernel(kernels.naive, "xformers"))
+    monkeypatch.setitem(kernels.KERNELS, "wrong", kernels.Kernel(lambda q, k, v: v.softmax(-1), "aten::softmax"))
+    other, wrong = kernels.measure(16, CPU, ("xFormers", "wrong"), rounds=1)
+    assert "实际运行的不是它" in other.reason and np.isnan(other.seconds)
+    assert "相差" in wrong.reason and wrong.rounds == 0
+
+
+def test_why_xformers_refuses_is_told_by_its_reasons():
+    error = NotImplementedError(
+        "No operator found for `forward` with inputs:\n     query : shape=(1, 64, 4, 64)\n"
+        "`fa3` is not supported because:\n    requires device with capability > (9, 0)\n    operator wasn't built\n"
+        "`cutlass` is not supported because:\n    operator wasn't built\n"
+    )
+    assert kernels.told(error) == (
+        "No operator found for `forward`；requires device with capability > (9, 0)；operator wasn't built"
+    )
+    assert kernels.told(RuntimeError("out of memory\nmore")) == "out of memory"
+    assert kernels.told(ValueError()) == "ValueError"
+
+
+def test_a_kernel_speeds_up_only_where_it_ran_and_the_quartiles_lie_apart():
+    def rows(low, high, reason=""):
+        return [
+            kernels.Row(kernels.NAIVE, 64, 3.0, 2.0, 4.0),
+            kernels.Row(kernels.XFORMERS, 64, 1.0, low, high, reason=reason),
+        ]
+
+    judged = [kernels.speeds_up(rows(*bounds), kernels.XFORMERS, 64) for bounds in ((0.5, 1.5), (0.5, 2.5), (5.0, 6.0))]
+    assert judged == ["成立", "证据不足", "不成立"]
+    assert kernels.speeds_up(rows(0.5, 1.5, "无"), kernels.XFORMERS, 64) == "证据不足"
+    assert kernels.speeds_up(rows(0.5, 1.5), kernels.XFORMERS, 256) == "证据不足"
+
+
+def test_a_whole_model_computes_its_attention_step_by_step_for_a_while(monkeypatch):
+    torch.manual_seed(0)
+    model, images = create_model("vit", **toy.TINY).eval(), torch.randn(2, 3, 32, 32)
+    calls, naive = [], kernels.naive
+    monkeypatch.setattr(kernels, "naive", lambda *given: calls.append(1) or naive(*given))
+    with torch.no_grad():
+        usual = model(images)
+        torch.testing.assert_close(kernels.stepwise(model)(images), usual, atol=1e-5, rtol=1e-4)
+        assert len(calls) == len(model.blocks) and torch.equal(model(images), usual)
+    assert len(calls) == len(model.blocks)
+
+
+def test_a_ratio_of_latencies_is_paired_by_rounds():
+    drift = np.linspace(1, 9, 41)  # the machine slows down nine times, for both
+    middle, low, high = latency.ratio(2.0 * drift, drift)
+    assert (middle, low, high) == (2.0, 2.0, 2.0)
+    noise = np.random.default_rng(0).normal(1, 0.1, (400, 25))
+    covered = [low <= 1 <= high for _, low, high in (latency.ratio(row, np.ones(25)) for row in noise)]
+    assert 0.92 < np.mean(covered) <= 0.99
+    assert latency.ratio(np.ones(5), np.ones(5)) == (1.0, 0.0, np.inf)
+    assert latency.told_ratio(np.ones(5), np.ones(5)) == "1.00 倍（轮数太少，没有区间）"

@@ -99,8 +99,10 @@ def test_the_tradeoff_shows_every_model_and_the_front():
 
 
 def test_kernels_that_did_not_run_are_not_drawn():
-    rows = [Row("逐步计算", n, n / 1e6, n * 1e3, "aten::softmax") for n in (64, 256)] + [
-        Row("xFormers", 64, reason="无")
-    ]
-    fig = figures.kernels(rows)
+    ran = [Row("逐步计算", n, n / 1e6, n / 2e6, n / 5e5, 9, n * 1e3, "aten::softmax") for n in (64, 256)]
+    fig = figures.kernels([*ran, Row("xFormers", 64, reason="无")])
+    band = fig.axes[0].collections[-1]
+    assert {(64, 0.032), (64, 0.128), (256, 0.512)} <= {
+        (x, round(y, 6)) for x, y in band.get_paths()[0].vertices.tolist()
+    }
     assert [text.get_text() for text in fig.legends[0].texts] == ["逐步计算"]

@@ -59,9 +59,10 @@ def shaded_patches(images: np.ndarray, shares: np.ndarray, scale: int = 4) -> np
 
 
 def kernels(rows: Sequence[Row]) -> Figure:
-    """Median time and peak memory of each kernel against the length of the sequence."""
+    """Median time, shaded from quartile to quartile, and peak memory of each kernel against the sequence's length."""
     ran = pd.DataFrame(
         {"kernel": row.kernel, "length": row.length, "ms": 1e3 * row.seconds, "MiB": row.bytes / 2**20}
+        | {"low": 1e3 * row.low, "high": 1e3 * row.high}
         for row in rows
         if not row.reason
     )
@@ -76,5 +77,7 @@ def kernels(rows: Sequence[Row]) -> Figure:
         ticks = sorted(ran["length"].unique())
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.minorticks_off()
+    for name, lines in ran.groupby("kernel"):
+        axes[0].fill_between(lines["length"], lines["low"], lines["high"], color=_palette(names)[str(name)], alpha=0.25)
     _legend_below(fig, list(axes))
     return fig
