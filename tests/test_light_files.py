@@ -81,6 +81,27 @@ def test_a_light_model_survives_the_round_trip_and_predicts(trained, tmp_path, c
         assert row["class"] == model.class_names[int(test.labels[0])]
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("vit", {"num_heads": 1, "head_dim": 8, "ffn_hidden_channels": 8}),  # as structured pruning leaves it
+        ("vit", {"stem": "conv", "pool": "seq"}),
+        ("vit", {"distill_token": True}),
+        ("tome", {"merge": 8}),
+    ],
+    ids=["pruned", "conv, seq", "token-distilled", "merging"],
+)
+def test_every_kind_of_light_model_is_the_same_in_onnx(name, more, tmp_path):
+    torch.manual_seed(0)
+    model = create_model(name, **{**toy.TINY, "num_layers": 2, **more}).eval()
+    for parameter in model.parameters():  # larger weights than at the start: tokens that really differ
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    path, pixels = to_onnx(model, 32, tmp_path / "x.onnx"), torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        for part in (pixels, pixels[:1]):
+            torch.testing.assert_close(OnnxModel(path)(part), model(part), atol=1e-4, rtol=1e-3)
+
+
 def test_a_foreign_file_is_told_in_one_line(tmp_path):
     broken, foreign = tmp_path / "broken.onnx", tmp_path / "foreign.onnx"
     broken.write_bytes(b"nothing")

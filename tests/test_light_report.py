@@ -1,5 +1,7 @@
 """What section 2.4 says and draws: verdicts on losses, pictures of surviving patches, its table of recipes."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,9 +13,10 @@ from labreport import stats
 from labreport.analysis import assess
 from labreport.analysis.kernels import Row
 from labreport.figures import light as figures
+from vitlib.cost import count_on
 from vitlib.light.recipes import CHILD, DISTILLED, LIGHT, METHODS, pruned
 from vitlib.models import count, create_model
-from vitlib.plans import PROFILES
+from vitlib.plans import PROFILES, Entry
 from vitlib.recipes import BEST, VIT, recipe_named
 
 
@@ -29,7 +32,8 @@ def runs(accuracy, images=4000, seeds=3):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "seeds", "word"), [(0.899, 3, "是"), (0.905, 3, "是"), (0.89, 3, "否"), (0.899, 2, "证据不足")]
+    ("accuracy", "seeds", "word"),
+    [(0.899, 3, assess.KEEPS), (0.905, 3, assess.KEEPS), (0.89, 3, assess.LOSES), (0.899, 2, assess.FEW)],
 )
 def test_a_clear_loss_is_a_matter_of_mean_and_bound(accuracy, seeds, word):
     assert assess.keeps_accuracy(stats.compare(runs(accuracy, seeds=seeds), runs(0.9))) == word
@@ -40,7 +44,43 @@ def test_a_small_mean_with_a_wide_interval_is_no_proof():
     noisy, base = ([generator.random(300) < 0.9 for _ in range(3)] for _ in range(2))
     comparison = stats.compare(noisy, base)
     assert abs(comparison.difference) < 0.03 and comparison.low < -assess.WORST
-    assert assess.keeps_accuracy(comparison) == "否"
+    assert comparison.high > 0 and assess.keeps_accuracy(comparison) == assess.OPEN
+
+
+def test_outcomes_are_told_apart_and_one_loss_refutes_that_nothing_is_lost():
+    judged = {"a": assess.KEEPS, "b": assess.OPEN, "c": assess.KEEPS, "d": assess.FEW}
+    assert assess.told_outcomes(judged) == (
+        "达标的有：a、c。未能证明没有明显的损失（95 % 区间含 0，但太宽）的有：b。种子少于 3 个、证据不足的有：d。"
+    )
+    assert assess.unchanged(judged) == assess.unchanged({}) == "证据不足"
+    assert assess.unchanged({"a": assess.KEEPS}) == "成立"
+    assert assess.unchanged(judged | {"e": assess.LOSES}) == "不成立"
+
+
+def test_what_was_cut_short_or_left_out_is_seen_in_the_runs_and_not_in_the_profile():
+    entries = [Entry(name, VIT.but(name=name, epochs=9), 1) for name in ("full", "short", "absent")]
+    made = {"full": [SimpleNamespace(epochs=9)], "short": [SimpleNamespace(epochs=9), SimpleNamespace(epochs=4)]}
+    assert assess.cut_short(made, entries) == (["short（4 轮，配方是 9 轮）"], ["absent"])
+
+
+def test_work_in_a_batch_is_set_by_its_busiest_image():
+    torch.manual_seed(0)
+    halting = create_model("a_vit", **{**toy.TINY, "num_layers": 3}).eval()
+    images = torch.randn(6, 3, 32, 32)
+    with torch.no_grad():
+        halting.blocks[0].ffn.fc2.bias[0] = 2.0  # some tokens halt after the first block
+        depths = halting.depths(images).sum(1)
+    assert depths.min() < depths.max()
+    assert count_on(halting, images) < assess.flops_together(halting, images) < count(halting).flops
+    plain = create_model("vit", **toy.TINY).eval()
+    assert assess.flops_together(plain, images) == count(plain).flops
+
+
+def test_patches_with_detail_are_told_from_flat_ones():
+    images = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
+    images[:, :, ::2, :4] = 200  # detail in the left half only
+    left, right = torch.tensor([[1.0, 0.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    assert [assess.contrast(images, shares.expand(2, -1), 4) for shares in (left, right)] == pytest.approx([2.0, 0.0])
 
 
 def test_every_recipe_can_be_had_by_name_and_starts_from_its_base():
@@ -96,6 +136,17 @@ def test_the_tradeoff_shows_every_model_and_the_front():
     assert discs[0].get_sizes()[0] == 300 and discs[1].get_sizes()[0] == pytest.approx(37.5)
     assert len(discs[0].get_facecolor()) == 0 and len(discs[1].get_facecolor()) == 1  # the baseline is hollow
     assert fig.axes[0].lines[0].get_xydata().tolist() == [[10, 85], [20, 90]]
+
+
+def test_both_costs_are_drawn_side_by_side_with_the_same_numbers():
+    table = pd.DataFrame(
+        {"label": ["大", "小"], "accuracy": [0.9, 0.85], "flops": [4e8, float("nan")], "seconds": [0.02, 0.01]}
+    )
+    left, right = figures.two_costs(table, ["大"]).axes
+    assert [disc.get_offsets()[0].tolist() for disc in right.collections] == [[20, 90], [10, 85]]
+    assert left.collections[0].get_offsets()[0].tolist() == pytest.approx([0.4, 90])
+    assert [[text.get_text() for text in ax.texts] for ax in (left, right)] == [["1"], ["1", "2"]]
+    assert len(left.collections[0].get_facecolor()) == 0 and len(right.collections[1].get_facecolor()) == 1
 
 
 def test_kernels_that_did_not_run_are_not_drawn():

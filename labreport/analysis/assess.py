@@ -1,19 +1,31 @@
 """What lightening costs and gains: answers of variants on images, and the verdict on a loss of accuracy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from labreport.stats import FEWEST_SEEDS, Comparison
 from vitlib.data import LabeledImages
 from vitlib.evaluate import predict
 from vitlib.light import quantize
 from vitlib.light.export import CPU
+from vitlib.plans import Entry
+from vitlib.record import Run
 
 LOSS, WORST = 0.003, 0.010  # the mean loss of accuracy and its upper bound that count as "no clear loss"
+KEEPS, LOSES, OPEN, FEW = "达标", "有损失", "未能证明", "证据不足"
+OUTCOMES = {
+    KEEPS: "达标",
+    LOSES: "准确率有损失（95 % 区间不含 0）",
+    OPEN: "未能证明没有明显的损失（95 % 区间含 0，但太宽）",
+    FEW: f"种子少于 {FEWEST_SEEDS} 个、证据不足",
+}
 
 
 def correct(model: nn.Module | Callable[[Tensor], Tensor], images: LabeledImages, normalize: str) -> np.ndarray:
@@ -23,10 +35,59 @@ def correct(model: nn.Module | Callable[[Tensor], Tensor], images: LabeledImages
 
 
 def keeps_accuracy(comparison: Comparison) -> str:
-    """Judge a light model minus its base: 是 where the loss is at most ``LOSS`` and its bound at most ``WORST``."""
+    """Judge a light model minus its base by the loss of accuracy, as one of OUTCOMES.
+
+    达标: the mean loss is at most ``LOSS`` and its bound at most ``WORST``. What fails is 有损失 only where the interval
+    excludes none; else it is merely wide.
+    """
     if min(comparison.seeds) < FEWEST_SEEDS:
-        return "证据不足"
-    return "是" if -comparison.difference <= LOSS and -comparison.low <= WORST else "否"
+        return FEW
+    if -comparison.difference <= LOSS and -comparison.low <= WORST:
+        return KEEPS
+    return LOSES if comparison.high < 0 else OPEN
+
+
+def told_outcomes(judged: Mapping[str, str]) -> str:
+    """Return one sentence for each outcome that methods (the keys) have."""
+    said = ""
+    for outcome, words in OUTCOMES.items():
+        if names := [name for name, found in judged.items() if found == outcome]:
+            said += f"{words}的有：{'、'.join(names)}。"
+    return said
+
+
+def unchanged(judged: Mapping[str, str]) -> str:
+    """Judge the claim that accuracy is kept by all methods (the keys): one loss refutes it."""
+    found = set(judged.values())
+    return "不成立" if LOSES in found else "成立" if found == {KEEPS} else "证据不足"
+
+
+def cut_short(runs: Mapping[str, Sequence[Run]], entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
+    """Return what a section's runs lack: labels trained for fewer epochs than their recipes say, with both numbers,
+    and labels without any run."""
+    short = []
+    for entry in entries:
+        epochs = min((run.epochs for run in runs.get(entry.label, [])), default=entry.recipe.epochs)
+        if epochs < entry.recipe.epochs:
+            short.append(f"{entry.label}（{epochs} 轮，配方是 {entry.recipe.epochs} 轮）")
+    return short, [entry.label for entry in entries if not runs.get(entry.label)]
+
+
+def flops_together(model: nn.Module, images: Tensor) -> float:
+    """Return the FLOPs an image that a batch (B, C, S, S) really takes, where the busiest image sets the pace."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops() / len(images)
+
+
+def contrast(images: Tensor, shares: Tensor, patch: int) -> float:
+    """Return the deviation of brightness within patches, weighted by their shares, over its plain mean.
+
+    uint8 images (N, C, S, S), shares (N, patches) row by row; above 1 where patches with detail have larger shares.
+    """
+    patches = images.float().mean(1).unfold(1, patch, patch).unfold(2, patch, patch)
+    detail = patches.flatten(1, 2).std(dim=(-1, -2))
+    return float(((detail * shares).sum(1) / shares.sum(1) / detail.mean(1)).mean())
 
 
 def smaller_pictures(model: nn.Module, side: int) -> Callable[[Tensor], Tensor]:
