@@ -156,7 +156,7 @@ CPU = Recipe(
     model_args={
         "stem": "hybrid", "pool": "seq", "d_model": 128, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 256,
     },
-    protocol="refit", epochs=14, batch_size=128, optimizer="muon", lr=1e-2, weight_decay=0.05, warmup_epochs=0.6,
+    protocol="refit", epochs=9, batch_size=128, optimizer="muon", lr=1e-2, weight_decay=0.05, warmup_epochs=0.6,
     loss="logit_adjusted", loss_args={"label_smoothing": 0.1}, augment={"flip": True, "crop": 4, "shrink": 24},
 )  # fmt: skip
 # The same with more width and in less of a hurry: half an hour.
