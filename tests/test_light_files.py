@@ -307,3 +307,8 @@ def test_a_ratio_of_latencies_is_paired_by_rounds():
     assert 0.92 < np.mean(covered) <= 0.99
     assert latency.ratio(np.ones(5), np.ones(5)) == (1.0, 0.0, np.inf)
     assert latency.told_ratio(np.ones(5), np.ones(5)) == "1.00 倍（轮数太少，没有区间）"
+
+
+def test_latencies_are_told_without_exponents():
+    assert latency.spread(np.array([0.9994, 1.25, 1.5])) == "1,250 [1,125, 1,375]"
+    assert latency.spread(np.array([0.00123])) == "1.23 [1.23, 1.23]"

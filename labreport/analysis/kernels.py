@@ -110,7 +110,7 @@ def measure(
     width: int = 64,
     batch: int = 1,
     rounds: int = 200,
-    seconds: float = 5.0,
+    seconds: float = 10.0,
     least: int = 3,
 ) -> list[Row]:
     """Run kernels on the same random queries, keys and values (B, h, N, d), float32 on a CPU, bfloat16 on CUDA.
@@ -152,7 +152,7 @@ def _check(name: str, length: int, inputs: Inputs) -> Row:
         with kernel.context(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             out = kernel.run(*inputs)
     except ImportError as error:
-        return Row(name, length, reason=f"载入不了（{error}）")
+        return Row(name, length, reason=f"载入不了：{error}")
     except (RuntimeError, NotImplementedError, ValueError) as error:
         absent = "No viable backend" in str(error) or "No available kernel" in str(error)
         return Row(name, length, reason=f"{device.type.upper()} 上没有这个后端" if absent else told(error))

@@ -56,8 +56,10 @@ def measure(
 
 def spread(times: np.ndarray) -> str:
     """Return median and quartiles of times in seconds as ``12.3 [11.9, 13.0]``, in milliseconds."""
-    low, median, high = np.percentile(1e3 * times, [25, 50, 75])
-    return f"{median:.3g} [{low:.3g}, {high:.3g}]"
+    low, median, high = (
+        f"{value:.3g}" if value < 999.5 else f"{value:,.0f}" for value in np.percentile(1e3 * times, [25, 50, 75])
+    )
+    return f"{median} [{low}, {high}]"
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray) -> tuple[float, float, float]:
