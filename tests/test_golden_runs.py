@@ -36,6 +36,7 @@ RECIPES = {
         loss="logit_adjusted",
         protocol="refit",
     ),
+    "vit with hybrid stem, by Muon": VIT.but(**COMMON, model_args={"stem": "hybrid"}, optimizer="muon", lr=3e-3),
     "original": ORIGINAL.but(**COMMON),
     "original, corrected": ORIGINAL.but(
         **COMMON, model_args={"attention_noise": "dropout"}, loss="focal", loss_args={"mining": "hard"}
@@ -89,13 +90,15 @@ def test_twenty_steps_are_the_pinned_ones(name):
     expected = torch.tensor(stored()["losses"][name], dtype=torch.float64)
     assert expected.std() > 1e-3  # it moves, so it can differ
     found = torch.tensor(compute(name), dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=lambda text: f"{REMEDY}\n{text}")
+    rough = 5e-3 if RECIPES[name].optimizer == "muon" else 1e-4  # it rounds to bfloat16, elsewhere in another order
+    torch.testing.assert_close(found, expected, rtol=rough, atol=1e-6, msg=lambda text: f"{REMEDY}\n{text}")
 
 
 def write() -> None:
     """Write the trajectories; refuse to replace other values of the same numerics version."""
     losses = {name: [round(loss, 7) for loss in compute(name)] for name in RECIPES}
-    if GOLDEN.exists() and stored()["numerics"] == NUMERICS and stored()["losses"] != losses:
+    before = stored() if GOLDEN.exists() else {"numerics": 0}
+    if before["numerics"] == NUMERICS and any(losses.get(name) != old for name, old in before["losses"].items()):
         sys.exit(f"The values differ, and NUMERICS is still {NUMERICS}: raise it first (or delete {GOLDEN}).")
     lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(values)}" for name, values in losses.items())
     text = f'{{\n  "numerics": {NUMERICS},\n  "losses": {{\n{lines}\n  }}\n}}\n'
