@@ -26,7 +26,7 @@ KEYS = {
     "vit-mae": "9bddfa48282ef160",
     "vit-dino": "2a557a072f596dc1",
     "teacher": "277c7a71c4eafc63",
-    "best": "912b2a8b1626e72e",
+    "best": "88741a4f7d1ccaaf",
     "cpu": "715e128885373be2",
     "cpu-long": "12290955d8187748",
     "fast": "5e711a1b0e320b13",

@@ -30,8 +30,8 @@ TIERS = {
     8: "它们的第三个种子",
     9: "2.2 长尾数据、掩码预训练、重采样与混合",
     10: "2.1 通向最佳配方的每一步，与没有用上的方法",
-    11: "它们的第二个种子，没有用上的方法的第三个",
-    12: "2.1 各步与 2.3 的第三个种子",
+    11: "它们的第二个种子，没有用上的方法与第一步的第三个",
+    12: "2.1 其余各步与 2.3 的第三个种子",
 }
 
 
@@ -174,7 +174,7 @@ SECTIONS: dict[str, list[Entry]] = {
         Entry("原系统（vanilla）", recipes.VANILLA, 1, (2, 4)),
         Entry("原系统（improved）", recipes.IMPROVED, 1, (2, 4)),
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
-        *(Entry(label, recipe, 10, (11, 12), full_only=True) for label, recipe in recipes.LADDER[1:-1]),
+        *(Entry(*step, 10, (11, 12 if i else 11), full_only=True) for i, step in enumerate(recipes.LADDER[1:-1])),
         *(Entry(label, recipe, 10, (11,), full_only=True) for label, recipe in recipes.OTHERS.items()),
     ],
     "2.2": [

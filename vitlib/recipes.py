@@ -112,7 +112,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "balance": ("均衡 softmax", {"loss": "logit_adjusted"}),
     "muon": ("Muon 优化器", {"optimizer": "muon", "lr": 6e-3}),
     "teacher": ("CNN 教师", {"teacher": TEACHER.but(name="teacher-study", protocol="study")}),
-    "long": ("300 轮，用全部训练图像", {"epochs": 300, "warmup_epochs": 10.0}),
+    "long": ("250 轮，用全部训练图像", {"epochs": 250, "warmup_epochs": 10.0}),
 }  # fmt: skip
 
 
