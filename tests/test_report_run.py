@@ -11,10 +11,13 @@ import nbformat
 import pytest
 import report_cases as cases
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from pikepdf import Pdf
 from pypdf import PdfReader
 
 from labreport.assembly import browser, terminal
+from labreport.assembly.browser import find_browser
 from labreport.assembly.build import assemble, build_report
+from labreport.assembly.pdf import make_pdf, shrunk_to
 from vitlib.errors import UserError
 
 
@@ -224,7 +227,20 @@ def test_the_pdf_has_pages_outline_text_contents_and_proper_fonts(printed):
     assert {font["/Subtype"] for font in fonts} == {"/Type0"}
     assert {font["/DescendantFonts"][0].get_object()["/Subtype"] for font in fonts} == {"/CIDFontType2"}
     assert b"/ObjStm" in path.read_bytes()  # packed
+    with Pdf.open(path) as document:
+        assert shrunk_to(document) == pytest.approx(1, abs=0.001)
     assert path.stat().st_size < 4 * 2**20 and printed.stat().st_size < 4 * 2**20
+
+
+@pytest.mark.slow
+def test_a_table_wider_than_the_page_is_told(tmp_path, capsys):
+    row = "".join(f'<td style="white-space: nowrap">{"宽" * 30}</td>' for _ in range(4))
+    head = "<meta charset='utf-8'><style>@page { size: A4; margin: 20mm }</style>"
+    html = f'<!doctype html><html lang="zh"><head>{head}</head><body><nav></nav><table><tr>{row}</tr></table></body></html>'
+    make_pdf(html, tmp_path / "wide.pdf", find_browser())
+    assert re.search(r"缩到了 \d+%", capsys.readouterr().err)
+    with Pdf.open(tmp_path / "wide.pdf") as document:
+        assert shrunk_to(document) < 0.9
 
 
 @pytest.mark.slow

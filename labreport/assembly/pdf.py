@@ -1,11 +1,14 @@
 """Print the report's HTML to PDF, twice: the contents' page numbers come from the first printing."""
 
+import math
+import sys
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from bs4 import BeautifulSoup
-from pikepdf import ObjectStreamMode, Pdf
+from pikepdf import ObjectStreamMode, Pdf, parse_content_stream
 
 from labreport.assembly.browser import print_page
 from vitlib.errors import UserError
@@ -27,11 +30,26 @@ def make_pdf(html: str, pdf: Path, browser: str) -> int:
             print_page(browser, page, printed, folder / "profile")
             with Pdf.open(printed) as document:
                 if not _fill_page_numbers(soup, document):
+                    if (scale := shrunk_to(document)) < 0.99:
+                        print(
+                            f"注意：有图表比页面宽，浏览器把 PDF 的全部内容缩到了 {scale:.0%}；请缩短它的列名或分成两张。",
+                            file=sys.stderr,
+                        )
                     # the structure that screen readers use is thousands of objects: half of an unpacked file
                     document.save(folder / "packed.pdf", object_stream_mode=ObjectStreamMode.generate)
                     (folder / "packed.pdf").replace(pdf)
                     return len(document.pages)
     raise UserError("PDF 目录的页码四次打印都不一致；请用环境变量 CHROME 换一个浏览器重试。")
+
+
+def shrunk_to(document: Pdf) -> float:
+    """Return the scale (0-1) of the first page: 1 unless the browser made all pages smaller to fit something wide.
+
+    Chromium's pages begin with two transformations: device dots to points, then CSS pixels to dots.
+    """
+    first = (part.operands for part in parse_content_stream(document.pages[0]) if str(part.operator) == "cm")
+    points = math.prod(float(matrix[0]) for matrix in islice(first, 2))
+    return points * 96 / 72  # CSS pixels are 1/96 inch
 
 
 def _fill_page_numbers(soup: BeautifulSoup, document: Pdf) -> bool:
