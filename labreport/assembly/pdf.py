@@ -30,7 +30,7 @@ def make_pdf(html: str, pdf: Path, browser: str) -> int:
             print_page(browser, page, printed, folder / "profile")
             with Pdf.open(printed) as document:
                 if not _fill_page_numbers(soup, document):
-                    if (scale := shrunk_to(document)) < 0.99:
+                    if (scale := shrunk_to(document)) < 0.95:
                         print(
                             f"注意：有图表比页面宽，浏览器把 PDF 的全部内容缩到了 {scale:.0%}；请缩短它的列名或分成两张。",
                             file=sys.stderr,
