@@ -21,7 +21,7 @@ from labreport.assembly.exporter import to_html
 from labreport.assembly.front import gather
 from labreport.assembly.notebooks import run_notebooks
 from vitlib.models import model_defaults
-from vitlib.plans import SECTIONS
+from vitlib.plans import BRIEF, SECTIONS
 from vitlib.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,7 +157,7 @@ def test_the_report_is_made_from_records_alone(tmp_path):
         epochs = min(2, recipe.epochs)
         return recipe.but(model_args=args, epochs=epochs, batch_size=20, warmup_epochs=0.25 * epochs, **before)
 
-    entries = [entry for table in SECTIONS.values() for entry in table if not entry.full_only]
+    entries = [entry for table in SECTIONS.values() for entry in table if entry.scope == BRIEF]
     for recipe in {entry.recipe.name: entry.recipe for entry in entries}.values():
         for seed in range(3):
             store.publish(store.get(shrink(recipe), seed, data, show=False))

@@ -5,10 +5,10 @@ from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
 
 from labreport import study
 from labreport.study import open_study, published_runs, settle
-from vitlib import plans, sweep
+from vitlib import plans, remedies, sweep
 from vitlib.engine import Trainer
 from vitlib.errors import UserError
-from vitlib.plans import PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, prices, profile_named
+from vitlib.plans import BRIEF, FULL, HOURS, PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, prices, profile_named
 from vitlib.recipe import NUMERICS
 from vitlib.recipes import RECIPES
 from vitlib.store import Store
@@ -91,6 +91,17 @@ def test_a_profile_cuts_images_epochs_and_seeds_but_no_model():
         if recipe.init_from:
             assert recipe.init_from.epochs == recipe.epochs
         assert PROFILES["full"].fit(entry.recipe) is entry.recipe
+
+
+def test_hours_of_a_processor_give_all_combinations_and_every_remedy_on_the_longest_tail():
+    quick, hours, full = (
+        {job.recipe.name for job in jobs("2.2", PROFILES[name])} for name in ("quick", "hours", "full")
+    )
+    assert quick < hours < full
+    assert {remedies.combination("vit", chosen).name for chosen in remedies.SUBSETS} <= hours
+    assert {name for name in full if name.endswith("-if100")} <= hours
+    assert not any(name.endswith("-long") for name in hours)  # its epochs would be cut to those of the others
+    assert [p.scope for p in PROFILES.values()] == [BRIEF, BRIEF, HOURS, FULL]
 
 
 def test_a_profile_takes_no_more_images_than_there_are(data):
@@ -229,9 +240,9 @@ def test_a_worker_says_what_went_wrong(shelf, data):
 
 @pytest.fixture
 def section(monkeypatch):
-    table = [Entry("甲", QUICK, 1), Entry("乙", VIT, 1, full_only=True)]
+    table = [Entry("甲", QUICK, 1), Entry("乙", VIT, 1, scope=FULL)]
     monkeypatch.setitem(SECTIONS, "9.9", table)
-    monkeypatch.setitem(PROFILES, "tiny", Profile("tiny", 30, 12, (("vit", 1),), seeds=2, thin=True))
+    monkeypatch.setitem(PROFILES, "tiny", Profile("tiny", 30, 12, (("vit", 1),), seeds=2, scope=BRIEF))
     return table
 
 

@@ -34,13 +34,16 @@ TIERS = {
     12: "2.1 其余各步与 2.3 的第三个种子",
 }
 
+BRIEF, HOURS, FULL = range(3)
+
 
 @dataclass(frozen=True)
 class Entry:
     """One line of a section's table: reader's label, recipe, tier of its first seed.
 
     ``later`` gives the tiers of the second seed, the third and so on (the last holds for the rest); without
-    it they come with the first. A tier is at most 25 minutes of one H100. ``full_only`` entries are for full-size profiles: a processor has no time for them.
+    it they come with the first. A tier is at most 25 minutes of one H100. ``scope``: the smallest profile that
+    trains it, BRIEF (a processor's minutes), HOURS (a processor's hours) or FULL (a GPU).
     ``factor``: the training set is first cut to this imbalance factor; 0 leaves it as it is.
     """
 
@@ -48,7 +51,7 @@ class Entry:
     recipe: Recipe
     tier: int
     later: tuple[int, ...] = ()
-    full_only: bool = False
+    scope: int = BRIEF
     factor: float = 0.0
 
     def tier_of(self, seed: int) -> int:
@@ -62,8 +65,8 @@ class Profile:
 
     images, test_images: stratified subsets, None for all; epochs: of the ``original`` model and of all others
     (``vit``), empty for the recipe's own;
-    seeds: how many; tier: last tier run at full size, later ones are left out; thin: without the entries
-    that are ``full_only``, and without a CNN as teacher, which costs more than its pupil.
+    seeds: how many; tier: last tier run at full size, later ones are left out; scope: entries beyond it are
+    left out, and below FULL a CNN as teacher, which costs more than its pupil.
     """
 
     name: str
@@ -72,11 +75,11 @@ class Profile:
     epochs: tuple[tuple[str, int], ...] = ()
     seeds: int = 3
     tier: int = max(TIERS)
-    thin: bool = False
+    scope: int = FULL
 
     def takes(self, entry: Entry, seed: int = 0) -> bool:
         """Whether this profile trains this seed (0-based) of an entry."""
-        return entry.tier_of(seed) <= self.tier and not (self.thin and entry.full_only)
+        return entry.tier_of(seed) <= self.tier and entry.scope <= self.scope
 
     def fit(self, recipe: Recipe) -> Recipe:
         """Return the recipe with this profile's epochs, its pre-training included."""
@@ -85,7 +88,7 @@ class Profile:
             return recipe
         if recipe.transfer == "all":  # a fine-tuning is short; one that only corrects trains no epoch here either
             epochs = max(1, epochs // 5) if recipe.epochs else 0
-        if self.thin and recipe.teacher is not None and recipe.teacher.model == "cnn":
+        if self.scope < FULL and recipe.teacher is not None and recipe.teacher.model == "cnn":
             recipe = recipe.but(teacher=None, distill=dict.fromkeys(recipe.distill))
         before = {role: start and self.fit(start) for role, start in recipe.starts().items()}
         return recipe.but(epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 5), **before)
@@ -98,15 +101,16 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 100, 60, (("original", 1), ("vit", 1)), seeds=1, thin=True),
-    "quick": Profile("quick", 1_500, 1_000, (("original", 2), ("vit", 4)), seeds=1, thin=True),
+    "smoke": Profile("smoke", 100, 60, (("original", 1), ("vit", 1)), seeds=1, scope=BRIEF),
+    "quick": Profile("quick", 1_500, 1_000, (("original", 2), ("vit", 4)), seeds=1, scope=BRIEF),
+    "hours": Profile("hours", 4_000, 4_000, (("original", 4), ("vit", 8)), scope=HOURS),
     "full": Profile("full"),
 }
 
 
-def knob(name: str, value: Any, full_only: bool = False) -> Entry:
+def knob(name: str, value: Any, scope: int = BRIEF) -> Entry:
     """Return an entry of 2.3: the modern ViT with one argument of the model changed."""
-    return Entry(knobs.told(name, value), knobs.modern(**{name: value}), 3, (3, 12), full_only)
+    return Entry(knobs.told(name, value), knobs.modern(**{name: value}), 3, (3, 12), scope)
 
 
 def _knobs() -> list[Entry]:
@@ -118,50 +122,60 @@ def _knobs() -> list[Entry]:
         Entry("原系统，线性分类头", knobs.linear(knobs.ORIGINAL), 3, later),
     ]
     for name, (_, brief, more) in knobs.KNOBS.items():
-        out += [knob(name, value) for value in brief] + [knob(name, value, full_only=True) for value in more]
+        out += [knob(name, value) for value in brief] + [knob(name, value, FULL) for value in more]
     for width in (64, 128, 512):
         both = knobs.modern(d_model=width, ffn_hidden_channels=2 * width)
-        out.append(Entry(f"{knobs.COUPLED}{width}", both, 3, later, full_only=width != 64))
+        out.append(Entry(f"{knobs.COUPLED}{width}", both, 3, later, BRIEF if width == 64 else FULL))
     for name, by_value in (knobs.SETTINGS | {"patch_size": knobs.PATCHES}).items():
         for value, recipe in by_value.items():
-            slow = value not in (8, 16, 64) or name == "num_heads"
+            scope = BRIEF if value in (8, 16, 64) and name != "num_heads" else FULL
             if recipe is not knobs.ORIGINAL:
-                out.append(Entry(f"原系统，{knobs.told(name, value)}", recipe, 3, later, slow))
+                out.append(Entry(f"原系统，{knobs.told(name, value)}", recipe, 3, later, scope))
             if recipe is not knobs.ORIGINAL and name != "num_heads":  # a classifier knows nothing of heads
                 label = f"原系统，线性分类头，{knobs.told(name, value)}"
-                out.append(Entry(label, knobs.linear(recipe), 3, later, slow))
+                out.append(Entry(label, knobs.linear(recipe), 3, later, scope))
     return out
 
 
 def _combinations(family: str, title: str) -> list[Entry]:
-    """Return the entries of 2.2 with the original's four remedies on and off; a processor has time for two of them."""
+    """Return the entries of 2.2 with the original's four remedies on and off; minutes of a processor do for two."""
+
+    def scope(chosen: frozenset[str]) -> int:
+        return FULL if family == "original" else BRIEF if chosen in (set("A"), set("AW")) else HOURS
+
     return [
-        Entry(
-            f"{title}：{remedies.told(chosen)}", remedies.combination(family, chosen), 6, (7, 8),
-            full_only=family == "original" or chosen not in (set("A"), set("AW")),
-        )
+        Entry(f"{title}：{remedies.told(chosen)}", remedies.combination(family, chosen), 6, (7, 8), scope(chosen))
         for chosen in remedies.SUBSETS
-    ]  # fmt: skip
+    ]
+
+
+def _controls() -> list[Entry]:
+    """Return the entries of 2.2 that test the original's claims; cut to a profile's epochs, a longer one is none."""
+    short = {label for label, it in remedies.CONTROLS.items() if it.model == "vit" and it.epochs == remedies.EPOCHS}
+    return [
+        Entry(label, recipe, 6, (7, 8), HOURS if label in short else FULL)
+        for label, recipe in remedies.CONTROLS.items()
+    ]
 
 
 def _remedies() -> list[Entry]:
     """Return the entries of 2.2 with what the original lacked: on the data as it is, and cut to long tails."""
     brief = {"分类头重训（cRT）", *remedies.FREE}
     out = [
-        Entry(label, remedies.remedied(label), 6, (7, 8), full_only=label not in brief)
+        Entry(label, remedies.remedied(label), 6, (7, 8), BRIEF if label in brief else FULL)
         for label in remedies.LACKED
         if label not in ("类别加权", *remedies.MILD_ONLY)  # the first is one of the combinations
     ]
-    out += [Entry(label, remedies.remedied(label), 9, full_only=True) for label in remedies.MILD_ONLY]
+    out += [Entry(label, remedies.remedied(label), 9, scope=FULL) for label in remedies.MILD_ONLY]
     for ratio in remedies.MASKED:
-        out.append(Entry(f"掩码预训练（掩码率 {ratio:g}）", remedies.masked(ratio), 9, full_only=True))
+        out.append(Entry(f"掩码预训练（掩码率 {ratio:g}）", remedies.masked(ratio), 9, scope=FULL))
     for factor in remedies.FACTORS:
         tail: dict[str, Recipe] = {"交叉熵": remedies.BASE, "四项全用": remedies.NEW_ALL}
         tail |= {label: remedies.remedied(label) for label in remedies.LACKED if label not in remedies.MILD_ONLY}
         out += [
             Entry(
                 f"IF {factor}：{label}", remedies.on_tail(recipe, factor), 9, factor=factor,
-                full_only=factor != 100 or label not in {"交叉熵", *remedies.FREE},
+                scope=FULL if factor != 100 else BRIEF if label in {"交叉熵", *remedies.FREE} else HOURS,
             )
             for label, recipe in tail.items()
         ]  # fmt: skip
@@ -174,8 +188,8 @@ SECTIONS: dict[str, list[Entry]] = {
         Entry("原系统（vanilla）", recipes.VANILLA, 1, (2, 4)),
         Entry("原系统（improved）", recipes.IMPROVED, 1, (2, 4)),
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
-        *(Entry(*step, 10, (11, 12 if i else 11), full_only=True) for i, step in enumerate(recipes.LADDER[1:-1])),
-        *(Entry(label, recipe, 10, (11,), full_only=True) for label, recipe in recipes.OTHERS.items()),
+        *(Entry(*step, 10, (11, 12 if i else 11), FULL) for i, step in enumerate(recipes.LADDER[1:-1])),
+        *(Entry(label, recipe, 10, (11,), FULL) for label, recipe in recipes.OTHERS.items()),
     ],
     "2.2": [
         Entry("原系统（vanilla）", recipes.VANILLA, 1, (2, 4)),
@@ -183,7 +197,7 @@ SECTIONS: dict[str, list[Entry]] = {
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
         *_combinations("original", "原系统"),
         *_combinations("vit", "现代 ViT"),
-        *(Entry(label, recipe, 6, (7, 8), full_only=True) for label, recipe in remedies.CONTROLS.items()),
+        *_controls(),
         *_remedies(),
     ],
     "2.3": [
@@ -196,7 +210,7 @@ SECTIONS: dict[str, list[Entry]] = {
     "2.4": [
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
         Entry("最佳配方", recipes.BEST, 1, (2, 4)),
-        *(Entry(label, recipe, 5, full_only=not brief) for label, recipe, brief in light.METHODS),
+        *(Entry(label, recipe, 5, scope=BRIEF if brief else FULL) for label, recipe, brief in light.METHODS),
     ],
 }
 
