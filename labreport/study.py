@@ -68,7 +68,7 @@ def open_study(
 ) -> Study:
     """Open a section: load the data, cut it to the profile, and train what the store lacks.
 
-    profile: ``smoke``, ``quick``, ``full``, ``auto`` (by the machine) or ``published`` (no training: the
+    profile: ``smoke``, ``quick``, ``hours``, ``full``, ``auto`` (by the machine) or ``published`` (no training: the
     published records). ``images``, ``epochs`` and ``seeds`` replace the profile's own; ``extra`` entries
     join the section's table.
     """

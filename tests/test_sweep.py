@@ -1,5 +1,7 @@
 """Plans, their prices, sweeping them within a budget, and opening a section of the report."""
 
+from dataclasses import replace
+
 import pytest
 from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
 
@@ -93,6 +95,14 @@ def test_a_profile_cuts_images_epochs_and_seeds_but_no_model():
         assert PROFILES["full"].fit(entry.recipe) is entry.recipe
 
 
+def test_tails_are_cut_from_cifar_10_itself_where_the_course_was_rebuilt_from_it(data, monkeypatch):
+    rebuilt, full = replace(data, name="cifar10"), replace(data, name="cifar10-lt")
+    monkeypatch.setattr(plans, "load", lambda source, **how: {"cifar10": rebuilt, "cifar10-lt": full}[source])
+    assert plans.tailed(rebuilt, 10) is full and plans.tailed(rebuilt, 0) is rebuilt
+    part = rebuilt.subset(40, None)  # a profile's cut has its tail cut from the same images
+    assert plans.tailed(part, 10).name == "cifar10" and len(plans.tailed(part, 10).train) < 40
+
+
 def test_hours_of_a_processor_give_all_combinations_and_every_remedy_on_the_longest_tail():
     quick, hours, full = (
         {job.recipe.name for job in jobs("2.2", PROFILES[name])} for name in ("quick", "hours", "full")
@@ -117,7 +127,7 @@ def test_profiles_and_plans_by_name():
     assert (changed.images, changed.seeds, changed.test_images) == (99, 4, PROFILES["quick"].test_images)
     assert dict(changed.epochs) == {"original": 2, "vit": 2}
     for name in ("quik", "full:99", "full:x", ""):
-        with pytest.raises(UserError, match=r"smoke、quick、full"):
+        with pytest.raises(UserError, match=r"smoke、quick、hours、full"):
             profile_named(name)
     with pytest.raises(UserError, match=r"2\.1、2\.2、2\.3、2\.4、all"):
         jobs("2.9", PROFILES["quick"])

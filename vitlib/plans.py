@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vitlib import knobs, recipes, remedies
-from vitlib.data import Dataset, long_tail
+from vitlib.data import Dataset, load, long_tail
 from vitlib.data.long_tail import lt_ratios
 from vitlib.errors import UserError
 from vitlib.light import recipes as light
@@ -132,8 +132,9 @@ def _knobs() -> list[Entry]:
             if recipe is not knobs.ORIGINAL:
                 out.append(Entry(f"原系统，{knobs.told(name, value)}", recipe, 3, later, scope))
             if recipe is not knobs.ORIGINAL and name != "num_heads":  # a classifier knows nothing of heads
-                label = f"原系统，线性分类头，{knobs.told(name, value)}"
-                out.append(Entry(label, knobs.linear(recipe), 3, later, scope))
+                out.append(
+                    Entry(f"原系统，线性分类头，{knobs.told(name, value)}", knobs.linear(recipe), 3, later, scope)
+                )
     return out
 
 
@@ -149,15 +150,6 @@ def _combinations(family: str, title: str) -> list[Entry]:
     ]
 
 
-def _controls() -> list[Entry]:
-    """Return the entries of 2.2 that test the original's claims; cut to a profile's epochs, a longer one is none."""
-    short = {label for label, it in remedies.CONTROLS.items() if it.model == "vit" and it.epochs == remedies.EPOCHS}
-    return [
-        Entry(label, recipe, 6, (7, 8), HOURS if label in short else FULL)
-        for label, recipe in remedies.CONTROLS.items()
-    ]
-
-
 def _remedies() -> list[Entry]:
     """Return the entries of 2.2 with what the original lacked: on the data as it is, and cut to long tails."""
     brief = {"分类头重训（cRT）", *remedies.FREE}
@@ -167,8 +159,7 @@ def _remedies() -> list[Entry]:
         if label not in ("类别加权", *remedies.MILD_ONLY)  # the first is one of the combinations
     ]
     out += [Entry(label, remedies.remedied(label), 9, scope=FULL) for label in remedies.MILD_ONLY]
-    for ratio in remedies.MASKED:
-        out.append(Entry(f"掩码预训练（掩码率 {ratio:g}）", remedies.masked(ratio), 9, scope=FULL))
+    out += [Entry(f"掩码预训练（掩码率 {it:g}）", remedies.masked(it), 9, scope=FULL) for it in remedies.MASKED]
     for factor in remedies.FACTORS:
         tail: dict[str, Recipe] = {"交叉熵": remedies.BASE, "四项全用": remedies.NEW_ALL}
         tail |= {label: remedies.remedied(label) for label in remedies.LACKED if label not in remedies.MILD_ONLY}
@@ -197,7 +188,10 @@ SECTIONS: dict[str, list[Entry]] = {
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
         *_combinations("original", "原系统"),
         *_combinations("vit", "现代 ViT"),
-        *_controls(),
+        *(  # cut to a profile's epochs, a control that is longer would be none
+            Entry(label, it, 6, (7, 8), HOURS if (it.model, it.epochs) == ("vit", remedies.EPOCHS) else FULL)
+            for label, it in remedies.CONTROLS.items()
+        ),
         *_remedies(),
     ],
     "2.3": [
@@ -228,7 +222,13 @@ class Job:
 
 @lru_cache(maxsize=4)  # many jobs ask for the same cut
 def tailed(data: Dataset, factor: float) -> Dataset:
-    """Return the data that an entry or a job of this ``factor`` trains on."""
+    """Return the data that an entry or a job of this ``factor`` trains on: CIFAR-10-LT where CIFAR-10 is at hand."""
+    if (
+        factor
+        and data.name == "cifar10"
+        and data.fingerprint == load("cifar10", image_size=data.image_size).fingerprint
+    ):
+        return load("cifar10-lt", image_size=data.image_size, imbalance_factor=factor)
     return long_tail(data, factor) if factor else data
 
 

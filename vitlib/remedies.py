@@ -68,29 +68,23 @@ def _longer(family: str) -> Recipe:
     return combination(family, ALL - {"P"}).but(name=f"{family}-awo-long", epochs=2 * EPOCHS)
 
 
-def _random_encoder(recipe: Recipe) -> Recipe:
-    return recipe.but(name=f"{recipe.name}-random", init_from=None)
-
+STRONG = {"resized_crop": (0.3, 1.0, 0.75, 4 / 3), "erase": 0.25}
 
 # What the claims about pre-training and augmentation rest on, beside the combinations.
 CONTROLS = {
     "原系统：不预训练，监督训练的轮数补足": _longer("original"),
-    "原系统：随机编码器，学习率 1/100": _random_encoder(OLD_ALL),
+    "原系统：随机编码器，学习率 1/100": OLD_ALL.but(name="original-pawo-random", init_from=None),
     "原系统：编码器学习率 1": OLD_ALL.but(name="original-rate-1", encoder_lr_scale=1.0),
     "原系统：编码器学习率 1/10": OLD_ALL.but(name="original-rate-10", encoder_lr_scale=0.1),
     "原系统：编码器冻结": OLD_ALL.but(name="original-frozen", encoder_lr_scale=0.0),
-    "原系统：增强更强": OLD_ALL.but(
-        name="original-strong", augment={"resized_crop": (0.3, 1.0, 0.75, 4 / 3), "erase": 0.25}
-    ),
+    "原系统：增强更强": OLD_ALL.but(name="original-strong", augment=STRONG),
     "原系统：加 ColorJitter": OLD_ALL.but(name="original-jitter", augment={"jitter": 0.4}),
     "现代 ViT：不预训练，监督训练的轮数补足": _longer("vit"),
-    "现代 ViT：随机编码器，学习率 1/100": _random_encoder(NEW_ALL),
+    "现代 ViT：随机编码器，学习率 1/100": NEW_ALL.but(name="vit-pawo-random", init_from=None),
     "现代 ViT：四项全用，编码器学习率 1": NEW_ALL.but(name="vit-pawo-rate-1", encoder_lr_scale=1.0),
+    "现代 ViT：增强更强": BASE.but(name="vit-a-strong", augment=STRONG),
+    "现代 ViT：增强最强": BASE.but(name="vit-a-strongest", augment=STRONG | {"trivial": True}),
 }
-
-
-def _reweighted(base: Recipe) -> Recipe:
-    return base.but(loss_args={"weighting": "balanced"}, defer=0.8)
 
 
 def _corrected(kind: str, tau: float) -> Callable[[Recipe], Recipe]:
@@ -104,14 +98,14 @@ NO_SMOOTHING = {"label_smoothing": None}
 # starts after 80 % of the epochs, as 160 of 200 in Cao et al. 2019, whose LDAM has cosines for logits.
 LACKED: dict[str, tuple[str, Callable[[Recipe], Recipe]]] = {
     "类别加权": ("weighted", lambda base: base.but(loss_args={"weighting": "balanced"})),
-    "延迟加权": ("drw", _reweighted),
+    "延迟加权": ("drw", lambda base: base.but(loss_args={"weighting": "balanced"}, defer=0.8)),
     "均衡 softmax": ("balanced-softmax", lambda base: base.but(loss="logit_adjusted")),
     "焦点损失": ("focal", lambda base: base.but(loss="focal", loss_args=NO_SMOOTHING)),
     "类别均衡焦点损失": ("cb-focal", lambda base: base.but(
         loss="focal", loss_args=NO_SMOOTHING | {"weighting": "effective", "beta": 0.9999}
     )),
-    "LDAM＋延迟加权": ("ldam-drw", lambda base: _reweighted(base).but(
-        loss="ldam", loss_args=NO_SMOOTHING, model_args={"cosine_head": True}
+    "LDAM＋延迟加权": ("ldam-drw", lambda base: base.but(
+        loss="ldam", loss_args=NO_SMOOTHING | {"weighting": "balanced"}, defer=0.8, model_args={"cosine_head": True}
     )),
     "均衡重采样": ("balanced-sampling", lambda base: base.but(sampling="balanced")),
     "平方根重采样": ("sqrt-sampling", lambda base: base.but(sampling="sqrt")),
@@ -136,8 +130,9 @@ def remedied(label: str, base: Recipe = BASE) -> Recipe:
 
 def on_tail(recipe: Recipe, factor: float) -> Recipe:
     """Return the recipe under the name that it has on data cut to this imbalance factor, its beginnings included."""
-    before: dict[str, Any] = {role: on_tail(start, factor) for role, start in recipe.starts().items()}
-    return recipe.but(name=f"{recipe.name}-if{factor:g}", **before)
+    return recipe.but(
+        name=f"{recipe.name}-if{factor:g}", **{k: on_tail(it, factor) for k, it in recipe.starts().items()}
+    )
 
 
 # Masked pre-training at equal compute: 25 epochs of fine-tuning, and by mask ratio as many epochs of pre-training

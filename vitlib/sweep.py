@@ -111,10 +111,9 @@ def sweep(
 
 def _train(job: Job, data: Dataset, store: Store, end: float | None, show: bool) -> bool:
     """Train one job until ``end`` (a ``time.time()`` moment) at the latest; return whether it is finished."""
-    left = None if end is None else end - time.time()
-    if left is not None and left <= 0:
+    if end is not None and time.time() >= end:
         return False
-    deadline = None if left is None else time.monotonic() + left
+    deadline = None if end is None else time.monotonic() + end - time.time()
     try:
         store.get(job.recipe, job.seed, tailed(data, job.factor), deadline=deadline, show=show)
     except OutOfTime:
