@@ -94,6 +94,32 @@ def run_scores(run: Any) -> Scores:
     return scores(run.labels, run.predicted, run.confidence, len(run.data["class_names"]))
 
 
+def is_probability(run: Any) -> bool:
+    """Whether a run's confidence is a probability: the softmax of bare cosines, without LDAM's scale, is none."""
+    return not run.recipe.model_args.get("cosine_head", False)
+
+
+class Collapse(TypedDict):
+    """The class that a collapsed run answers most often, and the share (0-1) of the test images that get it."""
+
+    answer: int
+    share: float
+
+
+def collapse(run: Any) -> Collapse | None:
+    """Return what a run gives as its answer when it hardly tells classes apart, else None.
+
+    That is when one of K classes gets more than 5/K of the test images (half of them for ten classes), or the
+    accuracy is within two standard errors of 1/K.
+    """
+    classes, images = len(run.data["class_names"]), len(run.labels)
+    given = np.bincount(run.predicted, minlength=classes) / images
+    chance = 1 / classes + 2 * np.sqrt((1 - 1 / classes) / classes / images)
+    if given.max() <= 5 / classes and run.accuracy > chance:
+        return None
+    return Collapse(answer=int(given.argmax()), share=float(given.max()))
+
+
 def score_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
     """One row a recipe, mean ± deviation over its seeds in percent, for readers.
 
@@ -115,6 +141,8 @@ def score_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
         row: dict[str, Any] = {"配方": label, "种子数": len(runs)}
         for column, key in columns.items():
             row[column] = summary([each[key] for each in measured]).percent  # type: ignore[literal-required]
+        if not is_probability(runs[0]):
+            row["ECE / %"] = "—"
         names = runs[0].data["class_names"]
         recalls = np.array([per_class_recall(run.labels, run.predicted, len(names)) for run in runs])
         worst = int(np.nanargmin(recalls.mean(axis=0)))

@@ -110,8 +110,9 @@ class Comparison:
         n_a, n_b = self.seeds
         seeds = f"各 {n_a} 个种子" if n_a == n_b else f"种子数分别为 {n_a} 与 {n_b}"
         few = min(self.seeds) < FEWEST_SEEDS
-        if self.identical and not few:
-            return spaced(f"{a}与{b}在每个种子、每张测试图像上的对错完全相同（{seeds}），两者等价。")
+        if self.identical:
+            end = f"种子少于 {FEWEST_SEEDS} 个，证据不足" if few else "两者等价"
+            return spaced(f"{a}与{b}在每个种子、每张测试图像上的对错完全相同（{seeds}），{end}。")
         lower = self.difference < 0
         # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words.
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
@@ -207,10 +208,23 @@ def compare_table(
         for label, correct in runs.items()
         if label != baseline
     ]
+    return corrected(rows)
+
+
+def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons of one table with Holm's correction of both p, where they have one."""
     enough = [row for row in rows if not math.isnan(row.p)]
     p = dict(zip(map(id, enough), holm([row.p for row in enough]), strict=True))
     q = dict(zip(map(id, enough), holm([row.p_equivalence for row in enough]), strict=True))
     return [replace(row, p=p[id(row)], p_equivalence=q[id(row)], holm=True) if id(row) in p else row for row in rows]
+
+
+def above_zero(differences: Sequence[float], alpha: float = 0.05) -> Literal["成立", "不成立", "证据不足"]:
+    """Judge whether the mean of any measure's paired differences, one a seed, is above zero, by their t interval."""
+    found = summary(differences, alpha)
+    if found.n < FEWEST_SEEDS or found.low <= 0 <= found.high:
+        return "证据不足"
+    return "成立" if found.low > 0 else "不成立"
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -234,7 +248,7 @@ def frame(comparisons: Sequence[Comparison]) -> "pd.DataFrame":
             "差（百分点）": [_points(row.difference, sign=True) for row in comparisons],
             "95 % 区间": [f"[{_points(row.low)}, {_points(row.high)}]" for row in comparisons],
             "p": ["—" if math.isnan(row.p) else _p_value(row.p) for row in comparisons],
-            "结论": [row.verdict for row in comparisons],
+            "结论": ["对错相同" if row.identical else row.verdict for row in comparisons],
         }
     )
 

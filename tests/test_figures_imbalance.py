@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from labreport import metrics
+from labreport import metrics, show
 from labreport.analysis import mechanism, shapley
 from labreport.figures import imbalance as figures_imbalance
+from labreport.figures import panels
+from vitlib.errors import UserError
 from vitlib.models import create_model
 
 
@@ -84,9 +86,42 @@ def test_classes_stand_by_falling_size_and_likeness_in_bins():
     ).axes
     assert ax.lines[0].get_ydata().tolist() == [2.0, 3.0, 1.0]
     apart = np.arange(100.0)
-    (ax,) = figures_imbalance.likeness({"甲": (apart, -apart)}).axes
+    (ax,) = figures_imbalance.likeness({"甲": mechanism.in_bins(apart, -apart)}).axes
     assert ax.lines[0].get_xdata() == pytest.approx(np.arange(4.5, 100, 10))
     assert ax.lines[0].get_ydata() == pytest.approx(-np.arange(4.5, 100, 10))
+
+
+def test_doses_stand_in_order_with_a_point_a_seed():
+    accuracy = {"训练": {"无": [0.9, 0.8], "强": [0.6]}, "测试": {"无": [0.5, 0.6], "强": [0.7]}}
+    (ax,) = figures_imbalance.doses(accuracy).axes
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["无", "强"]
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines if line.get_label() in accuracy}
+    assert lines["训练"] == pytest.approx([85, 60]) and lines["测试"] == pytest.approx([55, 70])
+    assert sum(len(line.get_xdata()) for line in ax.lines) == 4 + 6  # both lines, and six seeds
+
+
+def test_runs_can_be_browsed_and_a_missing_one_is_told():
+    show.use_chinese()
+    trained, free = run(0), run(1)
+    for it, epochs in ((trained, 3), (free, 0)):
+        it.seed, it.name, it.accuracy = 0, "甲", float(np.mean(it.labels == it.predicted))
+        it.recipe, it.failed = SimpleNamespace(epochs=epochs), None
+        it.history = {"epoch": np.arange(1, epochs + 1)} | {
+            name: np.linspace(0.1, 0.5, epochs) for name in ("train_accuracy", "val_accuracy")
+        }
+    box = panels.browse_runs({("原数据", "交叉熵"): [trained], ("IF 100", "事后修正"): [free]})
+    menus, told, curves, confusion = box.children
+    data, remedy, _ = menus.children
+    assert [menu.value for menu in menus.children] == ["原数据", "交叉熵", 0]
+    assert "测试准确率" in told.value and all(bytes(it.value).startswith(b"\x89PNG") for it in (curves, confusion))
+    first = bytes(confusion.value)
+    data.value = "IF 100"
+    assert "没有这样的运行" in told.value and curves.layout.display == confusion.layout.display == "none"
+    remedy.value = "事后修正"
+    assert "没有曲线" in told.value and curves.layout.display == "none" and bytes(confusion.value) not in (b"", first)
+    assert not plt.get_fignums()
+    with pytest.raises(UserError, match="没有可以挑选的运行"):
+        panels.browse_runs({})
 
 
 def test_likeness_of_equal_patches_is_one_and_pairs_are_counted_once():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from labreport.metrics import (
+    collapse,
     confusion,
     expected_calibration_error,
     per_class_recall,
@@ -69,12 +70,14 @@ def test_calibration_error_of_calibrated_and_overconfident_predictions():
     assert sure == pytest.approx(1 - correct.mean())
 
 
-def fake_run(predicted):
+def fake_run(predicted, labels=LABELS, names=("飞机", "汽车", "鸟"), **model_args):
     return SimpleNamespace(
-        labels=LABELS,
+        labels=labels,
         predicted=predicted,
         confidence=CONFIDENCE,
-        data={"class_names": ("飞机", "汽车", "鸟")},
+        accuracy=np.mean(labels == predicted),
+        data={"class_names": names},
+        recipe=SimpleNamespace(model_args=model_args),
     )
 
 
@@ -85,6 +88,25 @@ def test_tables_for_readers():
     assert table["最差类别"][0] == "汽车" and table["最差类别召回率 / %"][0] == "75.0 ± 35.4"
     with pytest.raises(UserError, match="改进"):
         score_table({"改进": []})
+
+
+def test_the_confidence_of_bare_cosines_is_not_judged_as_a_probability():
+    runs = {"余弦": [fake_run(PREDICTED, cosine_head=True)], "线性": [fake_run(PREDICTED)]}
+    assert score_table(runs)["ECE / %"].tolist() == ["—", "16.2"]
+
+
+def test_a_run_collapses_when_one_answer_serves_most_images_or_it_only_guesses():
+    labels, source = np.repeat(np.arange(10), 100), np.random.RandomState(0)
+    names = [f"{c}" for c in range(10)]
+    one = np.where(labels == 3, labels, np.where(np.arange(1000) % 10 < 5, 7, labels))
+    assert collapse(fake_run(one, labels, names)) is None  # 45 % of 900 images and a tenth that is right
+    one[labels > 1] = 7
+    found = collapse(fake_run(one, labels, names))
+    assert found["answer"] == 7 and found["share"] == pytest.approx(np.mean(one == 7)) and found["share"] > 0.5
+    assert collapse(fake_run(source.permutation(labels), labels, names)) is not None  # even answers, but by chance
+    assert collapse(fake_run(labels, labels, names)) is None
+    two = np.repeat([0, 1], 100)
+    assert collapse(fake_run(two, two, ["a", "b"])) is None  # of two classes one has always half
 
 
 def test_bad_input_is_refused():

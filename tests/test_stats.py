@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, ttest_1samp
 
-from labreport.stats import compare, compare_table, frame, holm, judge, summary, verdict_claim
+from labreport.stats import (
+    above_zero,
+    compare,
+    compare_table,
+    corrected,
+    frame,
+    holm,
+    judge,
+    summary,
+    verdict_claim,
+)
 from vitlib.errors import UserError
 
 IMAGES = 1000
@@ -118,7 +128,9 @@ def test_identical_results_are_equivalent_without_an_interval():
     result = compare(a, list(a))
     assert (result.difference, result.low, result.high, result.p) == (0, 0, 0, 1)
     assert result.verdict == "等价" and "完全相同" in result.sentence
-    assert compare(a[:1], a[:1]).verdict == "证据不足"
+    single = compare(a[:1], a[:1])
+    assert single.verdict == "证据不足" and "完全相同" in single.sentence and "证据不足" in single.sentence
+    assert frame([result, single])["结论"].tolist() == ["对错相同", "对错相同"]
     assert compare(a, a[::-1]).low < 0  # the same accuracies from other seeds prove nothing about equality
 
 
@@ -208,6 +220,20 @@ def test_claims_hold_fail_or_stay_open():
     assert claim == f"“预训练有帮助”：成立。{better.sentence}"
     with pytest.raises(UserError):
         judge()
+
+
+def test_any_measures_differences_are_judged_by_their_interval_and_three_seeds():
+    assert above_zero([0.2, 0.3, 0.25]) == "成立" and above_zero([-0.2, -0.3, -0.25]) == "不成立"
+    assert above_zero([0.2, 0.3]) == above_zero([0.5]) == "证据不足"  # too few seeds, however clear
+    assert above_zero([0.2, -0.1, 0.3]) == "证据不足"
+
+
+def test_pairs_of_their_own_are_corrected_as_one_table_too():
+    rows = [compare(*pair(seed, 1.15, 1.0)) for seed in range(3)]
+    few = compare(*(side[:1] for side in pair(9, 1.4, 1.0)))
+    table = corrected([*rows, few])
+    assert [row.p for row in table[:3]] == holm([row.p for row in rows]) and table[3] is few
+    assert all(row.holm for row in table[:3])
 
 
 def test_summary_is_the_t_interval():

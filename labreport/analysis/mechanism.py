@@ -1,4 +1,4 @@
-"""Why a remedy works or not, looked at in the model: likeness of patches, gradients of classes."""
+"""Why a remedy works or not, looked at in the model: likeness of patches, gradients of classes, overfitting."""
 
 from collections.abc import Sequence
 
@@ -31,10 +31,19 @@ def patch_likeness(model: OriginalViT, images: Tensor) -> tuple[np.ndarray, np.n
     return apart[:, one, other].flatten().numpy(), (tokens @ tokens.mT)[:, one, other].flatten().numpy()
 
 
+def in_bins(apart: np.ndarray, cosine: np.ndarray, bins: int = 10) -> dict[str, list[float]]:
+    """Return the means of ``patch_likeness`` in bins of equally many pairs, those that look most alike first."""
+    groups = np.array_split(np.argsort(apart, kind="stable"), bins)
+    return {
+        name: [float(values[group].mean()) for group in groups]
+        for name, values in (("apart", apart), ("cosine", cosine))
+    }
+
+
 def class_gradients(model: nn.Module, images: Tensor, labels: Tensor, classes: int, normalize: str) -> np.ndarray:
     """Return the norm of the gradient of each class's mean cross-entropy over all parameters, (classes,).
 
-    images: uint8 (B, 3, H, W), labels: int64 (B,). NaN for a class without images. In the gradient of the whole
+    images: uint8 (B, 3, H, W), labels: int64 (B,). NaN for a class without images, on the model's device. In the gradient of the whole
     training set a class of share pi counts pi times its own norm, and with class weights w pi times w.
     """
     model.eval()

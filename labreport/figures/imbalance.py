@@ -56,16 +56,31 @@ def reliability(runs_by_label: "Mapping[str, Sequence[Run]]") -> Figure:
     return fig
 
 
-def likeness(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], bins: int = 10) -> Figure:
-    """Mean cosine of two patches' features against the difference of their pixels, in bins of equally many pairs."""
+def likeness(curves: "Mapping[str, Mapping[str, Sequence[float]]]") -> Figure:
+    """Mean cosine of two patches' features against the difference of their pixels, a line a label.
+
+    ``curves``: as :func:`labreport.analysis.mechanism.in_bins` returns them.
+    """
     fig, ax = plt.subplots(figsize=(0.75 * WIDTH, 3.0), layout="constrained")
-    for (label, (apart, cosine)), marker, colour in zip(pairs.items(), MARKERS, _palette(pairs).values(), strict=False):
-        groups = np.array_split(np.argsort(apart, kind="stable"), bins)
-        ax.plot(
-            [apart[group].mean() for group in groups], [cosine[group].mean() for group in groups], marker=marker,
-            markersize=4, color=colour, label=label,
-        )  # fmt: skip
+    for (label, curve), marker, colour in zip(curves.items(), MARKERS, _palette(curves).values(), strict=False):
+        ax.plot(curve["apart"], curve["cosine"], marker=marker, markersize=4, color=colour, label=label)
     ax.set(xlabel="两个图像块的像素之差（均方根）", ylabel="特征夹角的余弦")
+    _legend_below(fig, [ax])
+    return fig
+
+
+def doses(accuracy: "Mapping[str, Mapping[str, Sequence[float]]]") -> Figure:
+    """Accuracy in percent against the dose of augmentation: a line a set of images, a point a seed.
+
+    ``accuracy``: set of images to dose, weakest first, to the accuracies (0-1) of its seeds.
+    """
+    fig, ax = plt.subplots(figsize=(0.75 * WIDTH, 3.0), layout="constrained")
+    for (label, by_dose), marker, colour in zip(accuracy.items(), MARKERS, _palette(accuracy).values(), strict=False):
+        ax.plot([100 * np.mean(values) for values in by_dose.values()], color=colour, label=label)
+        for place, values in enumerate(by_dose.values()):
+            ax.plot([place] * len(values), 100 * np.asarray(values), marker, color=colour, markersize=4)
+        ax.set_xticks(range(len(by_dose)), list(by_dose))
+    ax.set(xlabel="数据增强（由弱到强）", ylabel="准确率 / %")
     _legend_below(fig, [ax])
     return fig
 

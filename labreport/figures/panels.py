@@ -1,4 +1,4 @@
-"""Figures of several panels side by side, and a figure to be asked. See ``labreport.figures.plots`` for what they share."""
+"""Figures of several panels side by side, and figures to be asked. See ``labreport.figures.plots`` for what they share."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from labreport.figures.pictures import WIDTH, attention
-from labreport.figures.plots import MARKERS, _curve_panel, _legend_below, _palette
+from labreport.figures.plots import MARKERS, _curve_panel, _legend_below, _palette, confusion, curves
 from vitlib.augment import to_float
 from vitlib.errors import UserError
 
@@ -94,13 +94,60 @@ def browse_attention(model: "ViT", images: Any, normalize: str) -> Any:
         received = maps[:, :, model.num_prefix_tokens :].mean(dim=1)
         chosen = range(heads) if head == 0 else [head - 1]
         fig = attention(images[image - 1], received[list(chosen)], [f"头 {i + 1}" for i in chosen])
-        file = io.BytesIO()
-        fig.savefig(file, dpi=150)
-        plt.close(fig)
-        picture.value = file.getvalue()
+        picture.value = _png(fig)
 
     for slider in sliders:
         slider.observe(draw, "value")
     draw()
     display(box := VBox([*sliders, picture]))
     return box
+
+
+def browse_runs(shelf: "Mapping[tuple[str, str], Sequence[Run]]") -> Any:
+    """Show menus for data, remedy and seed, and the curves and the confusion matrix of the run that is chosen.
+
+    Works where a kernel runs; the report leaves it out. shelf: (data, remedy) to the runs of its seeds. Returns the
+    box of widgets that is shown; pictures are drawn as in :func:`browse_attention`. Raises UserError for an empty shelf.
+    """
+    from ipywidgets import HTML, Dropdown, HBox, Image, VBox
+
+    if not shelf:
+        raise UserError("没有可以挑选的运行：请先完成本节的训练。")
+    choices = {
+        "数据": dict.fromkeys(data for data, _ in shelf),
+        "对策": dict.fromkeys(remedy for _, remedy in shelf),
+        "种子": dict.fromkeys(run.seed for runs in shelf.values() for run in runs),
+    }
+    menus = [Dropdown(options=list(options), description=name) for name, options in choices.items()]
+    told, pictures = HTML(), [Image(format="png"), Image(format="png")]
+
+    def draw(_: object = None) -> None:
+        data, remedy, seed = (menu.value for menu in menus)
+        run = next((run for run in shelf.get((data, remedy), ()) if run.seed == seed), None)
+        trained = run is not None and len(run.history["epoch"]) > 0
+        if run is None:
+            words = "没有这样的运行，请另选一项。"
+        else:
+            words = f"测试准确率 {100 * run.accuracy:.1f} %" + ("" if trained else "；它只修正分类头，没有曲线。")
+        told.value = f"{data}，{remedy}，种子 {seed}：{words}"
+        figures = (
+            curves({remedy: [run]}, ["train_accuracy", "accuracy"]) if run and trained else None,
+            None if run is None else confusion(run),
+        )
+        for picture, fig in zip(pictures, figures, strict=True):
+            picture.layout.display = "none" if fig is None else None
+            picture.value = b"" if fig is None else _png(fig)
+
+    for menu in menus:
+        menu.observe(draw, "value")
+    draw()
+    display(box := VBox([HBox(menus), told, *pictures]))
+    return box
+
+
+def _png(fig: Figure) -> bytes:
+    """Return a figure as a picture, and close it."""
+    file = io.BytesIO()
+    fig.savefig(file, dpi=150)
+    plt.close(fig)
+    return file.getvalue()
