@@ -1,6 +1,11 @@
 """Plans, their prices, sweeping them within a budget, and opening a section of the report."""
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
@@ -244,6 +249,37 @@ def test_a_worker_says_what_went_wrong(shelf, data):
     wrong = QUICK.but(name="wrong", protocol="original", init_from=PRETRAIN)  # an encoder of another model
     with pytest.raises(UserError, match="预训练编码器"):
         sweep.sweep([Job(wrong, 0, 1, "d"), *PLAN[2:]], data, shelf, workers=2, show=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
+    environment = os.environ | {"CIFAR_VIT_RUNS": str(tmp_path / "runs")}
+    command = [sys.executable, "-m", "vitlib", "sweep", "2.3", "--profile", "quick", "--data", "synthetic"]
+    parent = subprocess.Popen([*command, "--workers", "2"], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: len(list((tmp_path / "runs").glob("*.work"))) == 2)  # both are training
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        assert len(children) >= 2
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not any(alive(child) for child in children))
+
+
+def until(happened, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
+
+
+def alive(pid):
+    """Whether a process is there and is more than a corpse that nobody has buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 # --- opening a section ----------------------------------------------------------------------------

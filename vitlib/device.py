@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -174,9 +175,6 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:(.*)$", file.read_text(errors="replace") if file.is_file() else "", re.M)
+    return (named[1].strip() if named else "") or platform.processor() or platform.machine()

@@ -2,10 +2,12 @@
 
 import contextlib
 import multiprocessing
+import os
 import pickle
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,24 +83,17 @@ def sweep(
     out = Swept()
     lacking = {id(job) for job in missing(todo, data, store)}
     with Progress(len(todo), "计划", unit="次", show=show) as progress, contextlib.ExitStack() as stack:
-        train: Callable[[Job], bool]
+        futures: dict[int, Future[bool]] = {}
         if workers > 1:
             # as bytes: tensors would otherwise travel through shared memory, of which a container may have little
             given = (pickle.dumps(data), store.root, store.published, end, workers)
             how = multiprocessing.get_context("spawn")
             pool = stack.enter_context(ProcessPoolExecutor(workers, how, _begin, given))
-            futures = {id(job): pool.submit(_work, job) for job in todo if id(job) in lacking}
+            futures |= {id(job): pool.submit(_work, job) for job in todo if id(job) in lacking}
             stack.callback(pool.shutdown, cancel_futures=True)  # first of all, also when one job raises
-
-            def train(job: Job) -> bool:
-                return futures[id(job)].result()
-        else:
-
-            def train(job: Job) -> bool:
-                return _train(job, data, store, end, show)
-
         for job in todo:
-            if id(job) in lacking and not train(job):
+            future = futures.get(id(job))
+            if id(job) in lacking and not (future.result() if future else _train(job, data, store, end, show)):
                 out.left.append(job)
                 continue
             run = store.find(job.recipe, job.seed, tailed(data, job.factor))
@@ -128,6 +123,13 @@ def _begin(data: bytes, root: Path, published: Path, end: float | None, workers:
     global _given
     _given = pickle.loads(data), Store(root, published), end
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Stop when the sweep is killed: a pool's worker would otherwise train on unseen, beside whatever comes next."""
+    multiprocessing.parent_process().join()  # type: ignore[union-attr]
+    os._exit(1)
 
 
 def _work(job: Job) -> bool:
@@ -165,8 +167,7 @@ def affordable(profile: Profile, price: dict[int, float], seconds: float) -> int
 def price_list(todo: Sequence[Job], data: Dataset, store: Store) -> dict[str, Any]:
     """Return what a plan would cost: its jobs, and by tier the minutes here (calibrated) and on one H100 (assumed)."""
     lacking = missing(todo, data, store)
-    here = calibrate(pick())
-    by_rate = [prices(lacking, len(data.train), rate) for rate in (here, H100_FLOPS)]
+    by_rate = [prices(lacking, len(data.train), rate) for rate in (calibrate(pick()), H100_FLOPS)]
     jobs = [
         {
             "tier": job.tier,
