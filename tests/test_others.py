@@ -7,11 +7,25 @@ import numpy as np
 import pytest
 
 from labreport import others
+from vitlib.recipes import RECIPES
 
 
-def run(name="cpu", seed=0, epochs=6, accuracy=0.7, images=4870, data="course", provenance="课程数据", failed=None):
+def run(
+    name="cpu",
+    seed=0,
+    epochs=6,
+    accuracy=0.7,
+    images=4870,
+    data="course",
+    provenance="课程数据",
+    failed=None,
+    **changes,
+):
     about = {"test_images": images, "name": data, "provenance": provenance}
-    return SimpleNamespace(name=name, seed=seed, epochs=epochs, accuracy=accuracy, data=about, failed=failed)
+    recipe = RECIPES["cpu"].but(epochs=epochs, **changes)
+    return SimpleNamespace(
+        name=name, seed=seed, epochs=epochs, accuracy=accuracy, data=about, failed=failed, recipe=recipe
+    )
 
 
 def test_printed_numbers_are_percentages_and_name_nobody():
@@ -22,16 +36,17 @@ def test_printed_numbers_are_percentages_and_name_nobody():
 
 
 def test_only_whole_finished_runs_of_the_courses_data_count():
-    kept = [run(seed=1), run(seed=0), run(epochs=12)]
+    kept = [run(seed=1), run(seed=0), run(epochs=12), run(name="one's own", epochs=3, lr=0.5)]
     left_out = [
         run(images=1000),
         run(data="synthetic"),
         run(provenance="课程数据；分层抽取的子集"),
         run(failed={"message": "NaN"}),
+        run(seed=2, lr=0.5),  # what this name stood for once
         run(accuracy=float("nan")),
     ]
     found = others.on_whole_data([*left_out, *kept])
-    assert list(found) == ["cpu（12 轮）", "cpu（6 轮）"]
+    assert list(found) == ["cpu（12 轮）", "cpu（6 轮）", "one's own（3 轮）"]
     assert [each.seed for each in found["cpu（6 轮）"]] == [0, 1]
 
 
