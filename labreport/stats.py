@@ -6,20 +6,20 @@ The model behind ``compare``. Whether seed s of recipe A gets test image i right
 
     y_si = mean_A + seed_s + image_i + rest_si,
 
-and likewise for B on the same images. A conclusion has to hold for other seeds and for other images, so
-with n_A and n_B seeds and N images the variance of the difference of the two mean accuracies is
+and likewise for B. A conclusion has to hold for other seeds and other images, so with n_A and n_B seeds and N images
+the variance of the difference of the two mean accuracies is
 
     var(seed_A + rest_A / N) / n_A + var(seed_B + rest_B / N) / n_B + var(image_A - image_B) / N.
 
-1. The variance of a recipe's n accuracies estimates its seed term, rest included, with n - 1 degrees of
-   freedom. Three seeds may agree by luck, but the term cannot really be below var(rest) / N, which the many
-   cells of the seeds x images table give precisely: what lacks is added, with (n - 1)(N - 1) degrees.
+1. The variance of a recipe's n accuracies estimates its seed term, rest included, with n - 1 degrees of freedom. Three
+   seeds may agree by luck, but the term cannot be below var(rest) / N, which the many cells of the seeds x images table
+   give precisely: what lacks is added, with (n - 1)(N - 1) degrees.
 2. The variance over images of (mean of A's seeds - mean of B's seeds) pairs the images, but it holds
    var(rest) / n_A + var(rest) / n_B once more; these are taken off, down to nothing at most.
 3. The sum gets Satterthwaite's degrees of freedom, as in Welch's test, with N - 1 for the image term.
 
-Both bounds err towards a wide interval. tests/test_stats.py measures the coverage by simulation: 94 to 99 %
-from no seed effect at all to one that dwarfs the images' sampling error.
+Both bounds err towards a wide interval: by simulation (tests/test_stats.py) it covers 94 to 99 %, from no seed effect
+at all to one that dwarfs the images' sampling error.
 """
 
 import math
@@ -106,15 +106,13 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """The finding as a Chinese sentence, in percentage points and from the first name's side."""
-        a, b = self.names
-        n_a, n_b = self.seeds
+        (a, b), (n_a, n_b) = self.names, self.seeds
         seeds = f"各 {n_a} 个种子" if n_a == n_b else f"种子数分别为 {n_a} 与 {n_b}"
-        few = min(self.seeds) < FEWEST_SEEDS
+        few = min(n_a, n_b) < FEWEST_SEEDS
         if self.identical:
             end = f"种子少于 {FEWEST_SEEDS} 个，证据不足" if few else "两者等价"
             return spaced(f"{a}与{b}在每个种子、每张测试图像上的对错完全相同（{seeds}），{end}。")
-        lower = self.difference < 0
-        # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words.
+        lower = self.difference < 0  # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
         scope = "只计测试图像的抽样误差，" if few else ""
         level = f"{100 * (1 - self.alpha):g} % 区间 [{_points(low)}, {_points(high)}]"
@@ -142,10 +140,9 @@ def compare(
 ) -> Comparison:
     """Compare the accuracies of two recipes, a - b, from runs on the same test images.
 
-    ``a`` and ``b`` hold one bool array (images,) per seed: was the image classified rightly? All arrays have
-    the same order of images; the numbers of seeds may differ. With fewer than three seeds of either, the
-    interval knows only the images' sampling error, and the verdict is 证据不足. Raises UserError when there
-    is no run or the arrays are not of one length of at least two.
+    ``a`` and ``b`` hold one bool array (images,) per seed: was the image classified rightly? All arrays have the same
+    order of images; the numbers of seeds may differ. With fewer than three seeds of either, the interval knows only the
+    images' sampling error, and the verdict is 证据不足. Raises UserError without a run, or for arrays not of one length.
     """
     tables = [_table(runs, name) for runs, name in zip((a, b), names, strict=True)]
     if tables[0].shape[1] != tables[1].shape[1]:
@@ -165,8 +162,7 @@ def weigh(
     One table of differences stands for seeds that are paired, two for seeds that are not.
     """
     seeds = (len(tables[0]), len(tables[-1]))
-    images = len(gaps)
-    difference = float(gaps.mean())
+    images, difference = len(gaps), float(gaps.mean())
     image_term = float(gaps.var(ddof=1)) / images
     parts: list[tuple[float, int]] = []  # (share of the variance, its degrees of freedom)
     if min(seeds) >= FEWEST_SEEDS:
@@ -197,10 +193,7 @@ def weigh(
 def compare_table(
     runs: Mapping[str, Sequence[np.ndarray]], baseline: str, margin: float = 0.01, alpha: float = 0.05
 ) -> list[Comparison]:
-    """Compare every other entry with ``baseline``, in the table's order, with Holm's correction of both p.
-
-    The intervals stay those of single comparisons. Raises UserError when ``baseline`` is not in the table.
-    """
+    """Compare every other entry with ``baseline``, in the table's order, ``corrected``; UserError without a baseline."""
     if baseline not in runs:
         raise UserError(f"比较表中没有基线“{baseline}”：可选 {'、'.join(runs)}。")
     rows = [
@@ -212,7 +205,7 @@ def compare_table(
 
 
 def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
-    """Return the comparisons of one table with Holm's correction of both p, where they have one."""
+    """Return a table's comparisons with Holm's correction of both p; the intervals stay those of single comparisons."""
     enough = [row for row in rows if not math.isnan(row.p)]
     p = dict(zip(map(id, enough), holm([row.p for row in enough]), strict=True))
     q = dict(zip(map(id, enough), holm([row.p_equivalence for row in enough]), strict=True))
@@ -228,10 +221,7 @@ def above_zero(differences: Sequence[float], alpha: float = 0.05) -> Literal["�
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values adjusted by Holm 1979: the k-th smallest of m times m - k + 1, never falling, at most 1.
-
-    SciPy has no such function, and statsmodels is too large a dependency for three lines.
-    """
+    """p values adjusted by Holm 1979: the k-th smallest of m times m - k + 1, never falling, at most 1."""
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
@@ -254,10 +244,7 @@ def frame(comparisons: Sequence[Comparison]) -> "pd.DataFrame":
 
 
 def judge(*comparisons: Comparison, expected: str | tuple[str, ...] = "较高") -> Literal["成立", "不成立", "证据不足"]:
-    """Whether a claim holds that needs the verdict ``expected`` (or one of several) of every comparison.
-
-    One conclusive verdict against it refutes it; otherwise one 证据不足 leaves it open.
-    """
+    """Whether a claim holds that needs ``expected`` of every comparison: one verdict against it refutes it."""
     wanted = (expected,) if isinstance(expected, str) else expected
     verdicts = [comparison.verdict for comparison in comparisons]
     if not verdicts:
