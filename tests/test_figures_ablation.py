@@ -56,6 +56,15 @@ def test_the_joint_figure_names_the_front_and_nothing_else():
     assert_no_text_overlaps(fig)
 
 
+def test_repeated_trainings_stand_about_their_mean_with_the_printed_best_among_them():
+    fig = figures.repeats({"旧报告": [-1.0, 0.2, 0.8], "现代 ViT": [-0.1, 0.1]}, 1.1, "8 个头")
+    (ax,) = fig.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["旧报告", "现代 ViT"]
+    assert ax.lines[0].get_xdata().tolist() == [-1.0, 0.2, 0.8] and set(ax.lines[1].get_ydata()) == {1}
+    assert (ax.lines[2].get_xdata().tolist(), ax.lines[2].get_ydata().tolist()) == ([1.1], [0])
+    assert_no_text_overlaps(fig)
+
+
 def test_printed_numbers_stand_beside_ours():
     fig = figures.beside_printed({"图像块大小 4": (65.5, [0.5, 0.6]), "注意力头数 8": (69.4, [0.7])}, [0.66, 0.68])
     drawn = [line.get_xdata() for line in fig.axes[0].lines[:6]]

@@ -1,9 +1,22 @@
 """Looking into a ViT: each measure on cases whose answer is known."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
-from labreport.analysis.inside import attention_distance, cka, position_similarity, removal, rollout, token_similarity
+from labreport.analysis.inside import (
+    attention_distance,
+    cka,
+    portrait,
+    position_similarity,
+    removal,
+    rollout,
+    token_similarity,
+)
+from vitlib.augment import to_float
+from vitlib.data.sets import ValSet
 from vitlib.models import create_model
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 3, "ffn_hidden_channels": 16, "patch_size": 8}
@@ -82,3 +95,30 @@ def test_a_removed_part_is_as_if_it_had_no_weights(model, images):
     del model.blocks[1]
     assert torch.equal(found.blocks[1], model(images).argmax(dim=1) == labels)
     assert not found.blocks.all()  # the test can tell
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_portrait_holds_arrays_only_and_says_what_its_measures_say(pool):
+    torch.manual_seed(0)
+    model = create_model("vit", **SMALL, pool=pool).eval()
+    source = torch.Generator().manual_seed(2)
+    pictures, held = (torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=source) for n in (6, 20))
+    validation = ValSet(held, torch.arange(20) % 10)
+    right = np.array([False, True, False, True, True, False])
+    found = portrait(model, pictures, right, validation, "half")
+    json.dumps(found, default=lambda array: array.tolist(), allow_nan=False)
+    assert found["images"].tolist() == [1, 3, 4, 0] and found["blocks"] == [0, 1, 2]
+    assert found["maps"].shape == (4, 4, 16) and found["places"].shape == (16, 16)
+    np.testing.assert_allclose(found["maps"].sum(-1), 1, atol=1e-3 if pool == "mean" else 0.5)
+    with torch.no_grad():
+        seen = model.features(to_float(pictures, "half"))
+    prefix = model.num_prefix_tokens
+    assert found["distances"] == pytest.approx(attention_distance(seen.attention, 8, prefix).numpy(), abs=1e-4)
+    assert found["cka"] == pytest.approx(cka(seen.tokens).detach().numpy(), abs=1e-4)
+    lost = removal(model, to_float(held, "half"), validation.labels)
+    assert found["whole"] == pytest.approx(float(lost.whole.float().mean()))
+    assert found["heads"] == pytest.approx((lost.whole.float().mean() - lost.heads.float().mean(-1)).numpy(), abs=1e-4)
+    norms = np.linalg.norm(found["filters"].reshape(len(found["filters"]), -1), axis=1)
+    assert found["filters"].shape == (16, 3, 8, 8) and (np.diff(norms) < 1e-3).all()
+    share, numbers = found["components"]
+    assert 6 / numbers < share <= 1 and numbers == 16  # sixteen filters span no more

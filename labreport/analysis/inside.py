@@ -9,11 +9,69 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlib.augment import to_float
+from vitlib.data.sets import LabeledImages
 from vitlib.models import ViT
+
+
+@torch.no_grad()
+def portrait(model: ViT, test: Tensor, right: np.ndarray, held: LabeledImages, normalize: str) -> dict[str, Any]:
+    """Return all that the report shows of a trained ViT, as arrays that can be kept and published without images.
+
+    Args:
+        model: in evaluation mode, left as it was.
+        test: uint8 images (B, C, S, S) to look at, at least one.
+        right: bool (B,), whether the model gets them right: those come first among the four that are shown.
+        held: validation images, by which the worth of a part is measured.
+
+    Returns:
+        images (numbers of those shown), blocks (0-based, of the maps) and maps (images, blocks and the rollout, G*G);
+        distances (L, h) and even (what even attention would have), pixels; places (G*G, G*G) and filters
+        (64 at most, C, p, p) or None, with components (the share of their variance in the first six, 0-1; how many
+        there are); whole (accuracy), heads (L, h) and parts (L,), what their removal costs, 0-1, with error (the
+        largest standard error) and held (images); cka (L, L) and tokens (L,).
+    """
+    seen, prefix = model.features(to_float(test, normalize)), model.num_prefix_tokens
+    order = np.argsort(~np.asarray(right, bool), kind="stable")[:4]
+    depth = len(model.blocks)
+    blocks = sorted({0, (depth - 1) // 2, depth - 1})
+    maps = [seen.attention[i][order].mean(dim=(1, 2)) for i in blocks]
+    maps.append(rollout([weights[order] for weights in seen.attention]).mean(dim=1))
+    patches = seen.attention[0].shape[-1] - prefix
+    even = [torch.full((1, 1, patches, patches), 1 / patches)]
+    table, weight = getattr(model.positions, "table", None), getattr(model.stem, "weight", None)
+    lost = removal(model, to_float(held.images, normalize), held.labels)
+    gaps = [lost.whole.double() - part.double() for part in [*lost.blocks, *lost.heads.flatten(0, 1)]]
+    out = {
+        "images": order,
+        "blocks": blocks,
+        "maps": torch.stack(maps, dim=1)[..., prefix:],
+        "distances": attention_distance(seen.attention, model.patch_size, prefix),
+        "even": attention_distance(even, model.patch_size).item(),
+        "places": None if table is None else position_similarity(table),
+        "filters": None,
+        "components": None,
+        "whole": lost.whole.double().mean().item(),
+        "heads": lost.whole.double().mean() - lost.heads.double().mean(dim=-1),
+        "parts": lost.whole.double().mean() - lost.blocks.double().mean(dim=-1),
+        "error": max(float(gap.std() / len(gap) ** 0.5) for gap in gaps),
+        "held": len(held),
+        "cka": cka(seen.tokens),
+        "tokens": token_similarity(seen.tokens, prefix),
+    }
+    if weight is not None and weight.ndim == 4 and weight.shape[1] == 3:
+        rows = weight.flatten(1)
+        energy = torch.linalg.svdvals(rows - rows.mean(dim=0)).square()
+        out["filters"] = weight[rows.norm(dim=1).argsort(descending=True)[:64]]
+        out["components"] = [float(energy[:6].sum() / energy.sum()), len(energy)]
+    return {
+        name: value.double().numpy().round(4) if isinstance(value, Tensor) else value for name, value in out.items()
+    }
 
 
 def rollout(attention: Sequence[Tensor]) -> Tensor:

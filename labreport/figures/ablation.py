@@ -177,6 +177,23 @@ def likeness(cka: Any, similarity: Any) -> Figure:
     return fig
 
 
+def repeats(strips: Mapping[str, Sequence[float]], mark: float, name: str) -> Figure:
+    """How far single trainings lie from their recipe's mean, in percentage points: a row a recipe, a point a training.
+
+    ``mark``: one more value in the first row, a diamond that the legend calls ``name``.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.3 * len(strips) + 1.0), layout="constrained")
+    for row, values in enumerate(strips.values()):
+        ax.plot(values, [row] * len(values), "o", color="0.35", markersize=4)
+    ax.plot([mark], [0], "D", color=sns.color_palette("colorblind")[1], markersize=6, label=name)
+    ax.axvline(0, color="0.6", linewidth=0.8)
+    ax.set_yticks(range(len(strips)), list(strips))
+    ax.set(xlabel="与自己的均值之差 / 百分点", ylim=(len(strips) - 0.4, -0.6))
+    ax.grid(False, axis="y")
+    _legend_below(fig, [ax])
+    return fig
+
+
 def places(similarity: Any) -> Figure:
     """Cosines between positions, (G*G, G*G): a small G x G map for each place, laid out like the places."""
     grid = round(len(similarity) ** 0.5)
