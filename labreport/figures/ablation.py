@@ -184,7 +184,8 @@ def repeats(strips: Mapping[str, Sequence[float]], mark: float, name: str) -> Fi
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 0.3 * len(strips) + 1.0), layout="constrained")
     for row, values in enumerate(strips.values()):
-        ax.plot(values, [row] * len(values), "o", color="0.35", markersize=4)
+        heights = row + np.linspace(-0.15, 0.15, len(values))  # equal values stay two points
+        ax.plot(values, heights, "o", color="0.35", markersize=4, label="" if row else "一次训练")
     ax.plot([mark], [0], "D", color=sns.color_palette("colorblind")[1], markersize=6, label=name)
     ax.axvline(0, color="0.6", linewidth=0.8)
     ax.set_yticks(range(len(strips)), list(strips))
