@@ -39,7 +39,9 @@ def card(name: str, path: Path, runs: list[Run]) -> str:
         f"| {label} | {size:,} | {100 * value:.1f} |"
         for label, size, value in zip(classes, run.data["class_counts"], recall, strict=True)
     ]
-    spec = "、".join(f"{field} = {value}" for field, value in run.recipe.spec().items())
+    recipes = {role: start.name for role, start in run.recipe.starts().items()}
+    spec = "、".join(f"{field} = {recipes.get(field, value)}" for field, value in run.recipe.spec().items())
+    beside = against_best(seeds, runs) if name != "best" else ""
     return f"""
 ## `{name}`
 
@@ -52,7 +54,7 @@ def card(name: str, path: Path, runs: list[Run]) -> str:
 | 测试准确率 | {100 * run.accuracy:.2f} %（{run.data["test_images"]:,} 张，没有测试时增强） |
 | 同一配方的 {over_seeds.n} 个种子 | 平均 {100 * over_seeds.mean:.1f} %{interval} |
 | 宏平均 F1；校准误差（ECE） | {scores["macro_f1"]:.3f}；{scores["ece"]:.3f} |
-| 数据 | {run.data["provenance"]} |
+{beside}| 数据 | {run.data["provenance"]} |
 
 设定：{spec}
 
@@ -62,6 +64,20 @@ def card(name: str, path: Path, runs: list[Run]) -> str:
 
 召回率最低的类别是{classes[int(np.argmin(recall))]}。
 """
+
+
+def against_best(seeds: list[Run], runs: list[Run]) -> str:
+    """Return the line that compares a recipe with that of the weights ``best``; none on other test images."""
+    key = load_weights(weights_dir() / "best.safetensors")[1]["key"]
+    best = next(run for run in runs if run.key == key)
+    others = [run for run in runs if run.name == best.name and run.data["fingerprint"] == best.data["fingerprint"]]
+    if len(best.labels) != len(seeds[0].labels):
+        return ""
+    found = stats.compare([run.correct for run in seeds], [run.correct for run in others], (seeds[0].name, best.name))
+    return (
+        f"| 与 `best` 相比 | 参数量的 1/{best.params / seeds[0].params:.1f}，"
+        f"运算量的 1/{best.flops / seeds[0].flops:.1f}；{found.sentence} |\n"
+    )
 
 
 def document() -> str:
