@@ -80,6 +80,9 @@ def open_study(
         return Study(section, profile, _as_recorded(dataset, next(iter(found.values()))[0]), found)
     chosen = resolve(profile, dataset, images=images, epochs=epochs, seeds=seeds)
     dataset = chosen.cut(dataset)
+    # a value that a user adds may be in the table already: its runs must not count twice
+    labels = {entry.label: entry for entry in reversed(table)}
+    table = [entry for entry in table if labels[entry.label] is entry]
     wanted = [(entry, seed) for entry in table for seed in range(chosen.seeds) if chosen.takes(entry, seed)]
     runs: dict[str, list[Run]] = {}
     with Progress(len(wanted), f"{section} 节的运行", unit="次", show=show) as progress:

@@ -5,8 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
-from labreport.analysis.ablation import PRINTED, conclude, families, steps, training_bytes
+from labreport.analysis.ablation import (
+    PRINTED,
+    answer,
+    chance_of_lead,
+    conclude,
+    families,
+    steps,
+    training_bytes,
+)
 from vitlib import knobs
 from vitlib.errors import UserError
 from vitlib.models import ViT, create_model
@@ -53,18 +62,39 @@ def test_the_sentence_changes_by_itself_when_two_settings_tie():
     (family,) = families(study(blocks1=0.60, blocks2=0.80, blocks6=0.80)).values()
     said = conclude("块数", family)
     assert "与它等价的是块数" in said and "显著更低的是块数 1（" in said
-    chosen = said.split("选出的是")[1].split("，")[0]
-    if chosen != "块数 2":  # the same accuracy for a third of the work
-        assert "没有被证明更差的取值里，块数 2 最省，计算量是块数 6（基线）的 33 %" in said
-    else:
-        assert "没有比它更省的" in said
+    for chosen, share in ((6, "块数 2 最省，计算量是块数 6（基线）的 33 %，而且与它等价"), (2, "没有比它更省的")):
+        for label, runs in family.items():
+            for each in runs:
+                each.history["val_accuracy"] = np.array([0.9 if label.startswith(f"块数 {chosen}") else 0.5])
+        assert f"没有被证明更差的取值里，{share}" in conclude("块数", family)
+
+
+def test_the_answer_tells_what_each_knobs_ends_differ_in_and_cost():
+    deep = study(blocks1=0.60, blocks6=0.80)
+    (family,) = families(deep).values()
+    assert answer({}) == "本次没有可以比较的旋钮。"
+    said = answer({"块数": family})
+    assert "块数 6（基线）与块数 1 相比（高 " in said and "个百分点），显著" in said and "块数相差 6.0 倍" in said
+    (tied,) = families(study(blocks1=0.80, blocks6=0.80)).values()
+    assert "视为等价" in answer({"块数": tied})
+    same = {label: [run(each.recipe, each.seed, 0.7) for each in runs] for label, runs in family.items()}
+    assert "块数不改变计算量" in answer({"块数": same})
+
+
+def test_a_lead_by_chance_is_likelier_the_smaller_it_is():
+    assert chance_of_lead(0.0, 1.0, 4) == 1.0
+    assert chance_of_lead(0.3, 1.0, 4) > chance_of_lead(1.0, 1.0, 4) > chance_of_lead(3.0, 1.0, 4)
+    assert chance_of_lead(0.3, 1.0, 2) == pytest.approx(2 * norm.sf(0.3 / 2**0.5), abs=0.01)
 
 
 def test_one_seed_never_decides():
     (family,) = families(study(seeds=1, blocks1=0.60, blocks6=0.80)).values()
     said = conclude("块数", family)
     assert "与它分不出高下的是块数 1（低" in said and "只有 1 个种子" in said
-    assert "显著" not in said and "没有被证明更差的取值里，块数 1 最省，计算量是块数 6（基线）的 17 %" in said
+    assert "显著" not in said and "最省" not in said  # nothing was shown, so nothing is recommended
+    assert answer({"块数": family}).startswith("种子少于 3 个，旋钮的好坏不作判断；") and "相差 6.0 倍" in answer(
+        {"块数": family}
+    )
 
 
 def test_what_validation_chose_may_lose_on_the_test_images():

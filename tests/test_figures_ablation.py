@@ -31,14 +31,14 @@ def points(seeds=3):
         for i, value in enumerate(values):
             accuracies = [0.5 + 0.06 * i + 0.01 * seed for seed in range(seeds)]
             rows.append({"knob": knob, "value": value, "label": f"{knob} {value}", "accuracies": accuracies,
-                         "flops": 20.0 * 4**i, "speed": 900.0 / 3**i, "memory": 100.0 * 2**i})  # fmt: skip
+                         "flops": 20.0 * 4**i, "latency": 3.0**i, "memory": 100.0 * 2**i})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def test_each_knob_stands_against_each_cost():
     fig = figures.costs(points())
-    assert len(fig.axes) == 9 and fig.axes[0].get_ylabel().startswith("图像块大小")
-    np.testing.assert_allclose(fig.axes[1].lines[0].get_xdata(orig=False), [900, 300, 100])
+    assert len(fig.axes) == 9 and fig.axes[0].get_title(loc="left") == "图像块大小"
+    np.testing.assert_allclose(fig.axes[1].lines[0].get_xdata(orig=False), [1, 3, 9])
     np.testing.assert_allclose(fig.axes[3].lines[0].get_ydata(), [51, 57, 63, 69])
     low = fig.axes[0].collections[0].get_segments()[0][0][1]
     assert low == pytest.approx(51 - 4.303 * 1 / 3**0.5, abs=0.01)  # Student's t with two degrees of freedom
@@ -92,7 +92,7 @@ def test_the_inside_as_pictures():
     similarity = torch.rand(16, 16)
     made = [
         figures.distances(torch.rand(6, 4), 16.0),
-        figures.importance(torch.rand(6, 4) - 0.3, torch.rand(6)),
+        figures.importance(torch.rand(6, 4) - 0.3, torch.rand(6), torch.rand(6) / 50),
         figures.likeness(torch.rand(6, 6), torch.linspace(0.1, 0.9, 6)),
         figures.places(similarity),
     ]
@@ -119,7 +119,7 @@ def test_attention_can_be_asked_by_image_block_and_head():
 
 
 def test_a_cost_that_was_not_measured_stays_empty():
-    fig = figures.costs(points().assign(speed=np.nan))
+    fig = figures.costs(points().assign(latency=np.nan))
     fig.canvas.draw()
     assert not np.isfinite(fig.axes[1].lines[0].get_xdata(orig=False)).any()
     assert fig.axes[0].lines[0].get_xdata(orig=False).tolist() == [20, 80, 320]

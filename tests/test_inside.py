@@ -120,5 +120,7 @@ def test_a_portrait_holds_arrays_only_and_says_what_its_measures_say(pool):
     assert found["heads"] == pytest.approx((lost.whole.float().mean() - lost.heads.float().mean(-1)).numpy(), abs=1e-4)
     norms = np.linalg.norm(found["filters"].reshape(len(found["filters"]), -1), axis=1)
     assert found["filters"].shape == (16, 3, 8, 8) and (np.diff(norms) < 1e-3).all()
-    share, numbers = found["components"]
+    share, numbers, by_chance, deviation = found["components"]
     assert 6 / numbers < share <= 1 and numbers == 16  # sixteen filters span no more
+    assert abs(share - by_chance) < 4 * deviation  # initialised at random, hence no more alike than chance
+    assert found["heads_error"].shape == (3, 2) and found["parts_error"].shape == (3,)

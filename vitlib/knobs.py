@@ -11,17 +11,17 @@ from vitlib.recipe import Recipe
 
 BASE = recipes.VIT.but(name="vit-25", epochs=25)
 
-# By argument: its name for readers, values that a processor has time for, values that are left to a GPU.
-# The feed-forward network stays 512 wide, so that d_model changes nothing else.
-KNOBS: dict[str, tuple[str, tuple[Any, ...], tuple[Any, ...]]] = {
-    "patch_size": ("图像块大小", (8, 16), (2,)),
-    "d_model": ("嵌入维数", (64, 128), (512, 1024)),
-    "num_heads": ("注意力头数", (2,), (1, 8, 16)),
-    "num_layers": ("块数", (1, 2), (4, 8, 12)),
-    "pos": ("位置嵌入", (), ("none", "sincos")),
-    "pool": ("池化", (), ("cls", "seq")),
-    "norm": ("归一化", (), ("batch", "rms")),
-    "scale": ("注意力的缩放", (), ("full",)),
+# By argument: its name for readers, values that a processor has time for in minutes, in hours, and values that are left
+# to a GPU. The feed-forward network stays 512 wide, so that d_model changes nothing else.
+KNOBS: dict[str, tuple[str, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]] = {
+    "patch_size": ("图像块大小", (8, 16), (), (2,)),
+    "d_model": ("嵌入维数", (64, 128), (), (512, 1024)),
+    "num_heads": ("注意力头数", (2,), (1, 8, 16), ()),
+    "num_layers": ("块数", (1, 2), (4,), (8, 12)),
+    "pos": ("位置嵌入", (), ("none", "sincos"), ()),
+    "pool": ("池化", (), ("cls", "seq"), ()),
+    "norm": ("归一化", (), ("batch", "rms"), ()),
+    "scale": ("注意力的缩放", (), ("full",), ()),
 }
 COUPLED = "嵌入维数（FFN 随之）"  # d_model with a feed-forward network of twice its width
 

@@ -121,20 +121,19 @@ def _knobs() -> list[Entry]:
         Entry("原系统", knobs.ORIGINAL, 3, later),
         Entry("原系统，线性分类头", knobs.linear(knobs.ORIGINAL), 3, later),
     ]
-    for name, (_, brief, more) in knobs.KNOBS.items():
-        out += [knob(name, value) for value in brief] + [knob(name, value, FULL) for value in more]
+    for name, (_, *values) in knobs.KNOBS.items():
+        out += [knob(name, value, scope) for scope, own in enumerate(values) for value in own]
     for width in (64, 128, 512):
         both = knobs.modern(d_model=width, ffn_hidden_channels=2 * width)
         out.append(Entry(f"{knobs.COUPLED}{width}", both, 3, later, BRIEF if width == 64 else FULL))
     for name, by_value in (knobs.SETTINGS | {"patch_size": knobs.PATCHES}).items():
         for value, recipe in by_value.items():
             scope = BRIEF if value in (8, 16, 64) and name != "num_heads" else FULL
+            setting = knobs.told(name, value) + "（更正随机失活）" * (value == 16 and name == "patch_size")
             if recipe is not knobs.ORIGINAL:
-                out.append(Entry(f"原系统，{knobs.told(name, value)}", recipe, 3, later, scope))
+                out.append(Entry(f"原系统，{setting}", recipe, 3, later, scope))
             if recipe is not knobs.ORIGINAL and name != "num_heads":  # a classifier knows nothing of heads
-                out.append(
-                    Entry(f"原系统，线性分类头，{knobs.told(name, value)}", knobs.linear(recipe), 3, later, scope)
-                )
+                out.append(Entry(f"原系统，线性分类头，{setting}", knobs.linear(recipe), 3, later, scope))
     return out
 
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     Family = Mapping[str, Sequence[Run]]
 
-# Test accuracy in percent that the original report's plots show (mean of the last tenth of the epochs, read off
-# to ±0.3). The recipe behind "improved", width 256 and 4 heads is one and the same.
+# Test accuracy in percent that the original report's plots show (mean of the last tenth of the epochs), read off to
+# ± READ_ERROR. The recipe behind "improved", width 256 and 4 heads is one and the same.
+READ_ERROR = 0.3
 PRINTED: dict[str, dict[int, float]] = {
     "patch_size": {4: 65.5, 8: 65.1, 16: 10.0},
     "d_model": {64: 63.3, 128: 67.5, 256: 69.1, 512: 72.3},
@@ -63,7 +64,8 @@ def conclude(title: str, family: "Family") -> str:
     """Return what the runs allow one to say about a knob, as Chinese prose.
 
     The setting is chosen by the validation accuracy at the end; only then is it compared with each other one on
-    the test images (Holm's correction). Among those not shown to be worse the cheapest is named.
+    the test images (Holm's correction). The cheapest of those not shown to be worse is named, and whether it has been
+    shown to be equivalent; with too few seeds nothing can be shown, and none is named.
     """
     usable = _finished(family)
     said = f"**{title}**　"
@@ -82,16 +84,16 @@ def conclude(title: str, family: "Family") -> str:
     said += "；".join(parts) + "。"
     few = min(len(runs) for runs in usable.values())
     if few < stats.FEWEST_SEEDS:
-        said += f"有的取值只有 {few} 个种子，高下还不能断定，差值只供参考。"
+        return stats.spaced(f"{said}有的取值只有 {few} 个种子，高下与够不够用都还不能断定，差值只供参考。")
     flops = {label: runs[0].flops for label, runs in usable.items()}
-    standing = [best, *(test.names[0] for test in tests if test.verdict != "较低")]
-    cheapest = min(standing, key=lambda label: flops[label])
+    standing = {test.names[0]: test.verdict for test in tests if test.verdict != "较低"}
+    cheapest = min([best, *standing], key=lambda label: flops[label])
     if len(set(flops.values())) == 1:
         said += "各取值的计算量相同。"
     elif flops[cheapest] < flops[best]:
-        said += (
-            f"没有被证明更差的取值里，{cheapest}最省，计算量是{best}的 {100 * flops[cheapest] / flops[best]:.0f} %。"
-        )
+        share = f"计算量是{best}的 {100 * flops[cheapest] / flops[best]:.0f} %"
+        known = {"等价": "，而且与它等价", "证据不足": "，但还没有证明它与后者等价"}.get(standing[cheapest], "")
+        said += f"没有被证明更差的取值里，{cheapest}最省，{share}{known}。"
     else:
         said += "没有被证明更差的取值里，没有比它更省的。"
     return stats.spaced(said)
@@ -103,6 +105,43 @@ VERDICTS = {
     "等价": "与它等价的是",
     "证据不足": "与它分不出高下的是",
 }
+
+
+def chance_of_lead(lead: float, deviation: float, settings: int, draws: int = 100_000) -> float:
+    """Return how often the best of equally good settings leads the next by ``lead``, in units of ``deviation``'s."""
+    ranked = np.sort(np.random.RandomState(0).normal(0, deviation, (draws, settings)), axis=1)
+    return float(np.mean(ranked[:, -1] - ranked[:, -2] >= lead))
+
+
+def answer(families: "Mapping[str, Family]") -> str:
+    """Return what the knobs are worth, as one Chinese paragraph: by knob what its two ends differ in, and their cost."""
+    usable = {title: ready for title, family in families.items() if len(ready := _finished(family)) > 1}
+    if not usable:
+        return "本次没有可以比较的旋钮。"
+    costs = {title: [runs[0].flops for runs in family.values()] for title, family in usable.items()}
+    dear = sorted(costs, key=lambda title: -max(costs[title]) / min(costs[title]))
+    told = [
+        f"{title}不改变计算量"
+        if len(set(costs[title])) == 1
+        else f"{title}相差 {max(costs[title]) / min(costs[title]):.1f} 倍"
+        for title in dear
+    ]
+    price = f"代价是确定的：计算量在所试的取值之间，{'，'.join(told)}。"
+    if min(len(runs) for family in usable.values() for runs in family.values()) < stats.FEWEST_SEEDS:
+        return stats.spaced(f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断；{price}")
+    # the two ends of each knob: chosen by their values, not by their results
+    ends = [
+        stats.compare(correct[last], correct[first], (last, first))
+        for correct in map(_correct, usable.values())
+        for first, *_, last in [list(correct)]
+    ]
+    tests = sorted(stats.corrected(ends), key=lambda test: -abs(test.difference))
+    words = {"较高": "显著", "较低": "显著", "等价": "视为等价", "证据不足": "证据不足"}
+    gains = [
+        f"{test.names[0]}与{test.names[1]}相比{_gap(test)[len(test.names[0]) :]}，{words[test.verdict]}"
+        for test in tests
+    ]
+    return stats.spaced(f"各旋钮的两端（p 值经 Holm 校正）：{'；'.join(gains)}。{price}")
 
 
 def steps(family: "Family") -> list[stats.Comparison]:

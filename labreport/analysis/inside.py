@@ -32,9 +32,10 @@ def portrait(model: ViT, test: Tensor, right: np.ndarray, held: LabeledImages, n
     Returns:
         images (numbers of those shown), blocks (0-based, of the maps) and maps (images, blocks and the rollout, G*G);
         distances (L, h) and even (what even attention would have), pixels; places (G*G, G*G) and filters
-        (64 at most, C, p, p) or None, with components (the share of their variance in the first six, 0-1; how many
-        there are); whole (accuracy), heads (L, h) and parts (L,), what their removal costs, 0-1, with error (the
-        largest standard error) and held (images); cka (L, L) and tokens (L,).
+        (64 at most, C, p, p) or None, with components (the share of all filters' variance in the first six, 0-1, how
+        many there are, and the mean and the deviation of that share in random matrices of this size); whole (accuracy),
+        heads (L, h) and parts (L,), what their removal costs, 0-1, with its standard errors heads_error and
+        parts_error, on held images; cka (L, L) and tokens (L,).
     """
     seen, prefix = model.features(to_float(test, normalize)), model.num_prefix_tokens
     order = np.argsort(~np.asarray(right, bool), kind="stable")[:4]
@@ -46,7 +47,7 @@ def portrait(model: ViT, test: Tensor, right: np.ndarray, held: LabeledImages, n
     even = [torch.full((1, 1, patches, patches), 1 / patches)]
     table, weight = getattr(model.positions, "table", None), getattr(model.stem, "weight", None)
     lost = removal(model, to_float(held.images, normalize), held.labels)
-    gaps = [lost.whole.double() - part.double() for part in [*lost.blocks, *lost.heads.flatten(0, 1)]]
+    by_head, by_block = (lost.whole.double() - part.double() for part in (lost.heads, lost.blocks))
     out = {
         "images": order,
         "blocks": blocks,
@@ -57,21 +58,28 @@ def portrait(model: ViT, test: Tensor, right: np.ndarray, held: LabeledImages, n
         "filters": None,
         "components": None,
         "whole": lost.whole.double().mean().item(),
-        "heads": lost.whole.double().mean() - lost.heads.double().mean(dim=-1),
-        "parts": lost.whole.double().mean() - lost.blocks.double().mean(dim=-1),
-        "error": max(float(gap.std() / len(gap) ** 0.5) for gap in gaps),
+        "heads": by_head.mean(dim=-1),
+        "parts": by_block.mean(dim=-1),
+        "heads_error": by_head.std(dim=-1) / len(held) ** 0.5,
+        "parts_error": by_block.std(dim=-1) / len(held) ** 0.5,
         "held": len(held),
         "cka": cka(seen.tokens),
         "tokens": token_similarity(seen.tokens, prefix),
     }
     if weight is not None and weight.ndim == 4 and weight.shape[1] == 3:
-        rows = weight.flatten(1)
-        energy = torch.linalg.svdvals(rows - rows.mean(dim=0)).square()
+        rows, source = weight.flatten(1), torch.Generator().manual_seed(0)
+        by_chance = [_first_six(torch.randn(rows.shape, generator=source)) for _ in range(20)]
         out["filters"] = weight[rows.norm(dim=1).argsort(descending=True)[:64]]
-        out["components"] = [float(energy[:6].sum() / energy.sum()), len(energy)]
+        out["components"] = [_first_six(rows), min(rows.shape), np.mean(by_chance), np.std(by_chance, ddof=1)]
     return {
         name: value.double().numpy().round(4) if isinstance(value, Tensor) else value for name, value in out.items()
     }
+
+
+def _first_six(rows: Tensor) -> float:
+    """Return the share (0-1) of the variance of rows (D, n) in their first six principal components."""
+    energy = torch.linalg.svdvals(rows - rows.mean(dim=0)).square()
+    return float(energy[:6].sum() / energy.sum())
 
 
 def rollout(attention: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from labreport import stats
 from labreport.figures.pictures import WIDTH
 from labreport.figures.plots import MARKERS, _legend_below, _palette
 
-COLUMNS = {"flops": "MFLOPs", "speed": "推理 / （张 / 秒）", "memory": "训练内存 / MiB"}
+COLUMNS = {"flops": "MFLOPs", "latency": "推理 / （毫秒 / 张）", "memory": "训练内存 / MiB"}
 
 
 def costs(points: pd.DataFrame) -> Figure:
@@ -36,11 +36,13 @@ def costs(points: pd.DataFrame) -> Figure:
             ax.errorbar(own[column], mean, yerr=half, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1)
             ax.set_xscale("log")
             ax.margins(x=0.15, y=0.25)
-            rise = 7 if own[column].max() < 1.1 * own[column].min() else 0  # points that lie on one another
-            for i, (x, y, value) in enumerate(zip(own[column], mean, own["value"], strict=True)):
-                at = (x, mean.max() if rise else y)
-                ax.annotate(f"{value}", at, (3, 3 + rise * i), textcoords="offset points", fontsize=7)
-        axes[row, 0].set_ylabel(f"{title}\n准确率 / %")
+            beside = own[column].max() < 1.1 * own[column].min()  # points above one another: names in their order
+            heights = np.linspace(mean.min(), mean.max(), len(mean))[mean.argsort().argsort()] if beside else mean
+            for x, y, value in zip(own[column], heights, own["value"], strict=True):
+                at = (9, -2.5) if beside else (3, 4)
+                ax.annotate(f"{value}", (x, y), at, textcoords="offset points", fontsize=7)
+        axes[row, 0].set_ylabel("准确率 / %")
+        axes[row, 0].set_title(title, loc="left", fontsize=8)
     for ax, name in zip(axes[-1], COLUMNS.values(), strict=True):
         ax.set_xlabel(name)
         _few_ticks(ax)
@@ -50,11 +52,13 @@ def costs(points: pd.DataFrame) -> Figure:
 def joint(points: pd.DataFrame) -> Figure:
     """Accuracy against MFLOPs of all settings, a colour a knob; those on the front bear their names.
 
-    ``points``: as for :func:`costs`, with the column ``label``. A setting is on the front when none as cheap is
-    as good.
+    ``points``: as for :func:`costs`, each setting once, with the column ``label``. A setting is on the front when none
+    as cheap is as good. Bars are 95 % intervals, from three seeds on.
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
-    points = points.assign(percent=_intervals(points["accuracies"])[0])
+    mean, half = _intervals(points["accuracies"])
+    points = points.assign(percent=mean)
+    ax.errorbar(points["flops"], mean, yerr=half, fmt="none", ecolor="0.75", linewidth=0.8, zorder=0)
     knobs = list(dict.fromkeys(points["knob"]))
     sns.scatterplot(
         points, x="flops", y="percent", hue="knob", style="knob", palette=_palette(knobs),
@@ -139,8 +143,8 @@ def distances(far: Any, even: float) -> Figure:
     return fig
 
 
-def importance(heads: Any, blocks: Any) -> Figure:
-    """What removal costs in percentage points: heads (L, h) as a map, blocks (L,) as bars."""
+def importance(heads: Any, blocks: Any, errors: Any) -> Figure:
+    """What removal costs in percentage points: heads (L, h) as a map, blocks (L,) as bars with twice their ``errors``."""
     heads, blocks = 100 * np.asarray(heads), 100 * np.asarray(blocks)
     names = [f"块 {i + 1}" for i in range(len(blocks))]
     fig, (left, right) = plt.subplots(
@@ -154,7 +158,10 @@ def importance(heads: Any, blocks: Any) -> Figure:
     )  # fmt: skip
     left.tick_params(length=0)
     left.set_yticklabels(names, rotation=0)
-    right.barh(range(len(blocks)), blocks, color=sns.color_palette("colorblind")[0])
+    spread = 200 * np.asarray(errors)
+    right.barh(
+        range(len(blocks)), blocks, xerr=spread, ecolor="0.4", capsize=2, color=sns.color_palette("colorblind")[0]
+    )
     right.set_yticks(range(len(blocks)), names)
     right.set(xlabel="去掉一块的下降 / 百分点", ylim=(len(blocks) - 0.5, -0.5))
     right.grid(False, axis="y")
