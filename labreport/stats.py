@@ -114,12 +114,12 @@ class Comparison:
             return spaced(f"{a}与{b}在每个种子、每张测试图像上的对错完全相同（{seeds}），{end}。")
         lower = self.difference < 0  # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
-        level = f"{100 * (1 - self.alpha):g} % 区间 [{_points(low)}, {_points(high)}]"
+        level = f"{'只计测试图像的抽样误差，' if few else ''}{100 * (1 - self.alpha):g} % 区间"
         gap = f"{a}比{b}{'低' if lower else '高'} {_points(abs(self.difference))} 个百分点"
-        finding = gap if self.difference else f"{a}与{b}的均值相同"
-        return spaced(
-            f"{finding}（{'只计测试图像的抽样误差，' if few else ''}{level}，{seeds}），{self._conclusion(few)}。"
+        finding = (
+            f"{gap if self.difference else f'{a}与{b}的均值相同'}（{level} [{_points(low)}, {_points(high)}]，{seeds}）"
         )
+        return spaced(f"{finding}，{self._conclusion(few)}。")
 
     def _conclusion(self, few: bool) -> str:
         if few:
