@@ -115,11 +115,9 @@ class Comparison:
         lower = self.difference < 0  # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
         level = f"{'只计测试图像的抽样误差，' if few else ''}{100 * (1 - self.alpha):g} % 区间"
-        gap = f"{a}比{b}{'低' if lower else '高'} {_points(abs(self.difference))} 个百分点"
-        finding = (
-            f"{gap if self.difference else f'{a}与{b}的均值相同'}（{level} [{_points(low)}, {_points(high)}]，{seeds}）"
-        )
-        return spaced(f"{finding}，{self._conclusion(few)}。")
+        gap = f"比{b}{'低' if lower else '高'} {_points(abs(self.difference))} 个百分点"
+        finding = a + (gap if self.difference else f"与{b}的均值相同")
+        return spaced(f"{finding}（{level} [{_points(low)}, {_points(high)}]，{seeds}），{self._conclusion(few)}。")
 
     def _conclusion(self, few: bool) -> str:
         if few:
