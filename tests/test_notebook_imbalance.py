@@ -1,55 +1,26 @@
 """Notebook 2.2 on made-up records of the full plan: every figure is drawn and the sentences follow the records."""
 
-import json
 import re
+from functools import partial
 
-import numpy as np
 import pytest
-import torch
+from invented import invent
 
 from labreport.assembly.document import merge
 from labreport.assembly.notebooks import run_notebooks
-from vitlib.data import load
-from vitlib.engine import Outcome
 from vitlib.paths import share
-from vitlib.plans import PROFILES, jobs, tailed
-from vitlib.state import build_model
-from vitlib.store import make_record
-from vitlib.weights import save_weights
 
-CPU = torch.device("cpu")
 HELPS = ("均衡 softmax", "事后 logit 调整")  # on long tails only
 NAMES = {"预训练": "P", "数据增强": "A", "类别加权": "W", "难例挖掘": "O"}
 MEASURED = ("现代 ViT：无对策", "现代 ViT：数据增强", "现代 ViT：数据增强＋类别加权", "现代 ViT：增强最强")
 
 
-def accuracy(label, gain):
-    """The accuracy that the made-up runs of a label have, by design; ``gain`` of a remedy in a combination."""
+def accuracy(gain, job):
+    """The accuracy that the made-up runs of a job have, by design; ``gain`` of a remedy in a combination."""
+    label = job.label
     if label.startswith("IF "):
         return 0.7 if label.endswith(HELPS) else 0.5
     return 0.5 + sum(gain[NAMES[name]] for name in label.partition("：")[2].split("＋") if name in NAMES)
-
-
-def invent(root, gain):
-    """Fill a run store with made-up finished runs of section 2.2 in full, on generated images; a few have weights."""
-    data = load("synthetic")
-    difficulty = np.random.RandomState(0).random_sample(len(data.test))
-    for number, job in enumerate(jobs("2.2", PROFILES["full"])):
-        mine, source = tailed(data, job.factor), np.random.RandomState(number)
-        right = 0.8 * difficulty + 0.2 * source.random_sample(len(difficulty)) < accuracy(job.label, gain)
-        answers = torch.where(torch.from_numpy(right), mine.test.labels, (mine.test.labels + 1) % 10)
-        curve = np.linspace(0.1, 0.9, job.recipe.epochs).tolist()
-        watched = "test_accuracy" if job.recipe.protocol == "original" else "val_accuracy"
-        history = {"train_loss": curve[::-1], "train_accuracy": curve, watched: curve} if curve else {}
-        timing = {"train_seconds": 1.0, "images_per_second": 1.0}
-        logits = 3.0 * torch.nn.functional.one_hot(answers, 10)
-        record = make_record(job.recipe, job.seed, mine, CPU, Outcome(history, {}, logits, None, timing))
-        (root / record["key"]).mkdir(parents=True)
-        (root / record["key"] / "record.json").write_text(json.dumps(record), encoding="utf-8")
-        if job.seed == 0 and job.label in MEASURED:
-            torch.manual_seed(number)
-            state = build_model(job.recipe, 10, 32).state_dict()
-            save_weights(root / record["key"] / "weights.safetensors", state, record)
 
 
 @pytest.mark.slow
@@ -63,7 +34,7 @@ def invent(root, gain):
 )
 def test_the_full_plan_is_told_from_its_records(tmp_path, monkeypatch, gain, verdict):
     monkeypatch.setenv("CIFAR_VIT_RUNS", str(tmp_path / "runs"))
-    invent(tmp_path / "runs", gain)
+    invent(tmp_path / "runs", "2.2", partial(accuracy, gain), MEASURED)
     path = share("notebooks") / "2.2_imbalance.ipynb"
     parameters = {"profile": "full", "data": "synthetic"}
     (executed,) = run_notebooks([path], parameters, tmp_path / "out", progress=False)
