@@ -6,6 +6,7 @@ import numpy as np
 
 from labreport import metrics, stats
 from vitlib.paths import results_dir, weights_dir
+from vitlib.recipes import RECIPES
 from vitlib.record import Run, read_record
 from vitlib.weights import load_weights
 
@@ -39,7 +40,8 @@ def card(name: str, path: Path, runs: list[Run]) -> str:
         f"| {label} | {size:,} | {100 * value:.1f} |"
         for label, size, value in zip(classes, run.data["class_counts"], recall, strict=True)
     ]
-    recipes = {role: start.name for role, start in run.recipe.starts().items()}
+    known = {str(recipe.spec()): recipe.name for recipe in RECIPES.values()}  # records keep no name of what came before
+    recipes = {role: known.get(str(start.spec()), start.name) for role, start in run.recipe.starts().items()}
     spec = "、".join(f"{field} = {recipes.get(field, value)}" for field, value in run.recipe.spec().items())
     beside = against_best(seeds, runs) if name != "best" else ""
     return f"""
