@@ -120,12 +120,8 @@ def answer(families: "Mapping[str, Family]") -> str:
         return "本次没有可以比较的旋钮。"
     costs = {title: [runs[0].flops for runs in family.values()] for title, family in usable.items()}
     dear = sorted(costs, key=lambda title: -max(costs[title]) / min(costs[title]))
-    told = [
-        f"{title}不改变计算量"
-        if len(set(costs[title])) == 1
-        else f"{title}相差 {max(costs[title]) / min(costs[title]):.1f} 倍"
-        for title in dear
-    ]
+    ratio = {title: max(flops) / min(flops) for title, flops in costs.items()}
+    told = [f"{title}相差 {ratio[title]:.1f} 倍" if ratio[title] > 1.05 else f"{title}几乎不改变它" for title in dear]
     price = f"代价是确定的：计算量在所试的取值之间，{'，'.join(told)}。"
     if min(len(runs) for family in usable.values() for runs in family.values()) < stats.FEWEST_SEEDS:
         return stats.spaced(f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断；{price}")
