@@ -128,8 +128,9 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
     Runs can only be compared on the same data: of the data sets (and their subsets) that the records come
     from, the one that serves most entries is taken, the larger one where two serve as many; entries cut to a
     long tail are served apart, each factor by its own. A recipe is known by its name, else by what it is apart
-    from its length; of several lengths of training the longest is taken. Stale records are used; the report's
-    appendix marks them.
+    from its length, because a profile makes one run of two; not so one that full-size profiles alone train, whose
+    length may be all that it is (a control of twice the epochs). Of several lengths of training the longest is taken.
+    Stale records are used; the report's appendix marks them.
     """
     by_data: dict[str, list[Run]] = {}
     for run in _published(store):
@@ -140,9 +141,10 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
         for entry in table:
             if entry.factor != factor or (factor and told(factor) not in candidates[0].data["provenance"]):
                 continue
-            mine = [run for run in candidates if run.name == entry.recipe.name] or [
-                run for run in candidates if SHORTEST.fit(run.recipe).spec() == SHORTEST.fit(entry.recipe).spec()
-            ]
+            mine = [run for run in candidates if run.name == entry.recipe.name]
+            if not mine and entry.scope < plans.FULL:
+                like = SHORTEST.fit(entry.recipe).spec()
+                mine = [run for run in candidates if SHORTEST.fit(run.recipe).spec() == like]
             longest = max((run.epochs for run in mine), default=0)
             if mine:
                 out[entry.label] = sorted((r for r in mine if r.epochs == longest), key=lambda run: run.seed)

@@ -320,6 +320,9 @@ def test_published_sections_compare_runs_of_one_data_set_only(shelf, data, secti
     assert [*found] == ["甲", "乙"] and [run.seed for run in found["甲"]] == [0, 1]
     assert {run.data["fingerprint"] for runs in found.values() for run in runs} == {data.fingerprint}
     assert {run.epochs for run in found["甲"]} == {2}
+    # at a profile's length two recipes may be one run, but a control that is only longer is served by no shorter one
+    twin, longer = Entry("丙", QUICK.but(name="twin"), 1), Entry("长", QUICK.but(name="long", epochs=9), 1, scope=FULL)
+    assert [*published_runs([*section, twin, longer], shelf)] == ["甲", "乙", "丙"]
     opened = open_study("9.9", "published", data, store=shelf, show=False)
     assert [run.key for run in opened.runs["甲"]] == [run.key for run in found["甲"]]
     assert opened.data is data

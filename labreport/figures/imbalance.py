@@ -79,7 +79,7 @@ def doses(accuracy: "Mapping[str, Mapping[str, Sequence[float]]]") -> Figure:
         ax.plot([100 * np.mean(values) for values in by_dose.values()], color=colour, label=label)
         for place, values in enumerate(by_dose.values()):
             ax.plot([place] * len(values), 100 * np.asarray(values), marker, color=colour, markersize=4)
-        ax.set_xticks(range(len(by_dose)), list(by_dose))
+        ax.set_xticks(range(len(by_dose)), [dose.replace("（", "\n（") for dose in by_dose])
     ax.set(xlabel="数据增强（由弱到强）", ylabel="准确率 / %")
     _legend_below(fig, [ax])
     return fig
