@@ -74,7 +74,7 @@ def doses(accuracy: "Mapping[str, Mapping[str, Sequence[float]]]") -> Figure:
 
     ``accuracy``: set of images to dose, weakest first, to the accuracies (0-1) of its seeds.
     """
-    fig, ax = plt.subplots(figsize=(0.75 * WIDTH, 3.0), layout="constrained")
+    fig, ax = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
     for (label, by_dose), marker, colour in zip(accuracy.items(), MARKERS, _palette(accuracy).values(), strict=False):
         ax.plot([100 * np.mean(values) for values in by_dose.values()], color=colour, label=label)
         for place, values in enumerate(by_dose.values()):
