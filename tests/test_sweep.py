@@ -252,7 +252,10 @@ def test_a_worker_says_what_went_wrong(shelf, data):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(),
+    reason="only Linux lists a process's children under /proc; what is tested has no branch by system",
+)
 def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
     environment = os.environ | {"CIFAR_VIT_RUNS": str(tmp_path / "runs")}
     command = [sys.executable, "-m", "vitlib", "sweep", "2.3", "--profile", "quick", "--data", "synthetic"]
