@@ -13,7 +13,7 @@ import torch_pruning
 import toy
 from torch import nn
 
-from labreport.analysis import kernels, latency
+from labreport.analysis import kernels, latency, quantised
 from vitlib.cli import main
 from vitlib.cost import count_on
 from vitlib.errors import UserError
@@ -132,9 +132,9 @@ def test_quantised_accuracy_stays_within_a_bound(trained, how, tmp_path):
         left = {node.name for node in onnx.load(out).graph.node}
         assert set(parts["stem"]) <= left
     elif how == "dynamic":
-        quantize.dynamic(source, out)
+        quantised.dynamic(source, out)
     else:
-        quantize.weight_only(source, out, int(how[-1]))
+        quantised.weight_only(source, out, int(how[-1]))
     assert accuracy(OnnxModel(out), test) >= accuracy(model.model, test) - 0.05
     assert {node.op_type for node in onnx.load(out).graph.node} & {
         "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QuantizeLinear", "MatMulNBits",
@@ -148,11 +148,23 @@ def test_sensitivity_is_measured_module_by_module(trained):
     assert all(0 <= error < 0.5 for error in errors.values()) and max(errors.values()) > 0
 
 
+def test_only_a_small_module_is_left_in_float(trained):
+    _, test, folder, _ = trained
+    source = folder / "light.onnx"
+    assert quantize.left_in_float(source, {"blocks.0": 3.0, "head": 2.0, "blocks.1": 4.0}) == ["head"]
+    assert quantize.left_in_float(source, {"blocks.0": 3.0}) == []
+    whole, part = (
+        quantize.static(source, folder / f"{len(but)}.onnx", test.images[:40], "half", but=but).stat().st_size
+        for but in ([], ["head"])
+    )
+    assert abs(whole - part) < 0.1 * whole and part < source.stat().st_size
+
+
 def test_the_published_int8_is_calibrated_on_every_class_and_leaves_the_most_sensitive_module(trained, monkeypatch):
     model, _, folder, _ = trained
     data, seen = toy.toy(train=960, test=10), {}
     data = replace(data, train=data.train.take(torch.argsort(data.train.labels, stable=True)))  # as files come
-    static, found = quantize.static, {"stem": 2.0, "head": 1.0}
+    static, found = quantize.static, {"blocks.0": 3.0, "stem": 2.0, "head": 1.0}
     monkeypatch.setattr(quantize, "sensitivity", lambda path, images, *_: seen.update(few=images) or found)
     monkeypatch.setattr(
         quantize, "static", lambda path, out, images, normalize, but: seen.update(all=images, but=but)
@@ -161,7 +173,7 @@ def test_the_published_int8_is_calibrated_on_every_class_and_leaves_the_most_sen
     export(model, data, folder / "again.onnx", int8=True)
     drawn = data.split(seed=0)[1].sample(64)
     assert (
-        seen["but"] == ["stem"]
+        seen["but"] == ["head"]
         and torch.equal(seen["all"], drawn.images)
         and torch.equal(seen["few"], drawn.images[:32])
     )

@@ -1,4 +1,4 @@
-"""Why a remedy works or not, looked at in the model: likeness of patches, gradients of classes, overfitting."""
+"""Why a remedy works or not, looked at in the model: likeness of patches, gradients of classes, pictures restored."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vitlib.augment import to_float
 from vitlib.models import OriginalViT
+from vitlib.models.mae import MAE
+from vitlib.rng import derive
 
 
 @torch.no_grad()
@@ -55,3 +57,24 @@ def class_gradients(model: nn.Module, images: Tensor, labels: Tensor, classes: i
             gradients: Sequence[Tensor] = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
             norms[label] = float(nn.utils.get_total_norm(gradients))
     return norms
+
+
+@torch.no_grad()
+def restored(model: MAE, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Mask normalised images (B, 3, S, S) by ``seed``; return them masked, and restored where they were masked.
+
+    The network predicts normalised patches: each is shown with the mean and deviation of the true one.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "mask"))
+        predicted, hidden = model(images)
+    target, gap = model.patches(images), hidden[:, :, None]
+    variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+    filled = torch.lerp(target, predicted.float() * (variance + 1e-6).sqrt() + mean, gap)
+    grey = torch.full_like(target, float(images.amin() < 0) * -0.5 + 0.5)
+    side, grid = model.patch_size, images.shape[-1] // model.patch_size
+    masked, whole = (
+        rearrange(patches, "B (y x) (p q C) -> B C (y p) (x q)", p=side, q=side, y=grid)
+        for patches in (torch.lerp(target, grey, gap), filled)
+    )
+    return masked, whole

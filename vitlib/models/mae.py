@@ -4,13 +4,12 @@ Letters in shapes: B images, C image channels, S side of an image, p side of a p
 M masked ones, D width of the encoder, E width of the decoder.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..rng import derive
 from .embedding import Positions
 from .vit import Block, ViT
 
@@ -37,13 +36,6 @@ class Decoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.predict(self.norm(tokens[:, prefix:]))
-
-
-class Reconstruction(NamedTuple):
-    """Pictures (B, C, S, S) in the range of the input: what the encoder saw, grey elsewhere, and what was made of it."""
-
-    masked: Tensor
-    restored: Tensor
 
 
 class MAE(ViT):
@@ -101,27 +93,6 @@ class MAE(ViT):
         variance, mean = torch.var_mean(target, dim=2, keepdim=True)
         errors = (predicted - (target - mean) / (variance + 1e-6).sqrt()).square().mean(dim=2)
         return (errors * hidden).sum() / hidden.sum().clamp_min(1)
-
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor, seed: int) -> Reconstruction:
-        """Mask normalised images by ``seed`` and restore them, for a figure; visible patches are shown as they are.
-
-        The network predicts normalised patches: each is shown with the mean and deviation of the true one.
-        """
-        with torch.random.fork_rng():
-            torch.manual_seed(derive(seed, "mask"))
-            predicted, hidden = self(images)
-        target, gap = self.patches(images), hidden[:, :, None]
-        variance, mean = torch.var_mean(target, dim=2, keepdim=True)
-        restored = torch.lerp(target, predicted.float() * (variance + 1e-6).sqrt() + mean, gap)
-        grey = torch.full_like(target, float(images.amin() < 0) * -0.5 + 0.5)
-        side, grid = self.patch_size, images.shape[-1] // self.patch_size
-        return Reconstruction(
-            *(
-                rearrange(patches, "B (y x) (p q C) -> B C (y p) (x q)", p=side, q=side, y=grid)
-                for patches in (torch.lerp(target, grey, gap), restored)
-            )
-        )
 
 
 def pick(tokens: Tensor, places: Tensor) -> Tensor:
