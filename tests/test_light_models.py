@@ -115,6 +115,18 @@ def test_training_reaches_every_weight_and_asks_for_less(name):
         assert all(p.grad.any() for p in model.predictors[0].parameters())
 
 
+def test_an_image_that_would_lose_all_its_patches_keeps_the_best_judged_one():
+    model = build("dynamic_vit", keep_ratio=0.5).train()
+    for predictor in model.predictors:  # "drop" to every patch, in effect always
+        predictor.out[4].weight.data.zero_()
+        predictor.out[4].bias.data.copy_(torch.tensor([-20.0, 20.0]))
+    logits = model(images())
+    weight = model.encoded[1]
+    assert (weight.sum(dim=1) == 1).all() and torch.isfinite(logits).all() and torch.isfinite(model.auxiliary_loss)
+    logits.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_the_share_of_kept_patches_learns_its_ratio():
     model = build("dynamic_vit", keep_ratio=0.9).train()
     optimizer = torch.optim.Adam(model.predictors.parameters(), lr=0.02)

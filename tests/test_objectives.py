@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from toy import PLAIN, TINY, same, toy, trainer
 
+from labreport.analysis.mechanism import restored
 from vitlib.augment import EpochDraws
 from vitlib.engine import OutOfTime
 from vitlib.errors import UserError
+from vitlib.evaluate import autocast
 from vitlib.losses import build_loss
 from vitlib.models import MAE, ViT, create_model
 from vitlib.models.mae import pick
@@ -101,6 +103,10 @@ REFUSED = [
     ({"distill": {"weight": 0.5}}, "却没有教师"),
     ({"distill": {"kind": "token"}, "teacher": CNN}, "distill_token=True"),
     ({"model_args": {"distill_token": True}, "teacher": CNN}, "kind='token'"),
+    ({"distill": {"tokens": -1}, "teacher": CNN}, "tokens=-1.0"),
+    ({"distill": {"tokens": 0.5}, "teacher": CNN}, "dynamic_vit"),
+    ({"model": "dynamic_vit", "model_args": {"d_model": 32}, "distill": {"tokens": 1}, "teacher": TAUGHT}, "结构相同"),
+    ({"model": "dynamic_vit", "distill": {"tokens": 1, "seeds": 2}, "teacher": Recipe()}, "单独一个"),
     ({"teacher": CNN.but(protocol="refit")}, "验证集.*toy-cnn"),
     ({"teacher": CNN.but(normalize="none")}, "normalize"),
     ({"teacher": MASKED}, "须是分类模型"),
@@ -119,6 +125,52 @@ def test_defaults_stay_out_of_the_key_of_a_distillation():
     plain, written = TAUGHT, TAUGHT.but(distill={"kind": "soft", "weight": 0.5, "temperature": 1, "seeds": 1})
     assert plain.spec() == written.spec() and "distill" not in plain.spec()
     assert Recipe.from_spec(TOKEN.spec(), "back").spec() == TOKEN.spec()
+
+
+def test_the_kept_tokens_imitate_the_teachers():
+    recipe = Recipe(
+        model="dynamic_vit", model_args={**SMALL, "keep_ratio": 0.5, "registers": 1},
+        teacher=Recipe(model_args={**SMALL, "registers": 1}),
+        distill={"tokens": 0.5, "temperature": 2.0},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    shape = {**SMALL, "num_classes": 3, "registers": 1, "num_layers": 2}
+    student, teacher = create_model("dynamic_vit", **shape, keep_ratio=0.5), create_model("vit", **shape).eval()
+    pixels, targets = torch.randn(6, 3, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = Objective(recipe, student, build_loss("cross_entropy", (2, 2, 2)), Ensemble([teacher]))
+    torch.manual_seed(1)
+    loss, _ = objective(student, pixels, targets)
+    torch.manual_seed(1)  # the same patches are drawn
+    with autocast(pixels.device):  # as teachers run
+        theirs, answers = teacher.encode(teacher.embed(pixels)).float(), teacher(pixels).float()
+    said = student(pixels)
+    tokens, weight = (values[:, 1:] for values in student.encoded)
+    kept = weight.bool()
+    assert 0 < kept.float().mean() < 1
+    gap = ((tokens - theirs[:, 1:]) ** 2).mean(2)[kept].mean()
+    imitation = Distill(temperature=2.0).imitation(said, answers)
+    expected = (F.cross_entropy(said, targets) + imitation) / 2 + 0.5 * gap + student.auxiliary_loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(p.grad is not None for p in student.parameters()) and all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_run_that_imitates_tokens_trains_through_the_store(tmp_path):
+    base = PLAIN.but(name="toy-base", epochs=1, model_args={"num_layers": 2})
+    pupil = base.but(
+        name="toy-tokens", model="dynamic_vit", model_args={"keep_ratio": 0.5}, init_from=base, transfer="all",
+        teacher=base, distill={"tokens": 0.5},
+    )  # fmt: skip
+    store, data = Store(tmp_path, tmp_path / "published"), toy(train=24)
+    runs = [store.get(recipe, 0, data, show=False) for recipe in (pupil, pupil.but(distill={"tokens": None}))]
+    assert not same(*(run.load_state() for run in runs))
+
+
+def test_tokens_that_are_the_teachers_have_no_gap():
+    student = create_model("dynamic_vit", **SMALL, keep_ratio=1.0).train()
+    pixels = torch.randn(2, 3, 16, 16)
+    student(pixels)
+    assert student.gap(student.encode(student.embed(pixels))) == 0
 
 
 def test_an_ensemble_teaches_with_the_runs_of_several_seeds(tmp_path):
@@ -181,14 +233,14 @@ def test_the_loss_looks_at_masked_patches_and_forgets_their_brightness():
 def test_a_reconstruction_keeps_what_was_seen_and_depends_on_its_seed_alone():
     model, images = mae(), torch.rand(2, 3, 16, 16) * 2 - 1
     before = torch.get_rng_state()
-    masked, restored = model.reconstruct(images, 1)
+    masked, whole = restored(model, images, 1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert masked.shape == restored.shape == images.shape
+    assert masked.shape == whole.shape == images.shape
     grey = masked == 0
     assert grey.float().mean() == 0.75 and torch.equal(masked[~grey], images[~grey])
-    torch.testing.assert_close(restored[~grey], images[~grey])
-    assert torch.equal(model.reconstruct(images, 1).restored, restored)
-    assert not torch.equal(model.reconstruct(images, 2).masked, masked)
+    torch.testing.assert_close(whole[~grey], images[~grey])
+    assert torch.equal(restored(model, images, 1)[1], whole)
+    assert not torch.equal(restored(model, images, 2)[0], masked)
 
 
 def test_masked_pictures_are_learned():

@@ -29,6 +29,7 @@ KEYS = {
     "best": "88741a4f7d1ccaaf",
     "cpu": "715e128885373be2",
     "cpu-long": "12290955d8187748",
+    "cpu-longest": "51e1dfb7daae09f5",
     "cpu-light": "4fd9f61d3bb3bedf",
     "fast": "5e711a1b0e320b13",
 }

@@ -1,6 +1,7 @@
 """Token merging: nothing changes at r = 0, sizes are kept, and merged tokens weigh what they hold."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +180,15 @@ def test_models_take_turns_and_the_warm_up_does_not_count():
     times = latency.measure(models, images(), seconds=0, least=4)
     assert order == ["slow", "fast"] * 5
     assert {name: values.shape for name, values in times.items()} == {"slow": (4,), "fast": (4,)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak, others do not")
+def test_peak_memory_is_that_of_the_step_alone():
+    def step(megabytes):
+        return lambda: torch.ones(megabytes * 2**18).sum()
+
+    large, small = (latency.peak_memory(step(size)) for size in (256, 16))
+    assert 250 * 2**20 < large < 300 * 2**20 and small < 64 * 2**20
 
 
 def test_times_are_told_by_median_and_quartiles():

@@ -30,12 +30,15 @@ class Distill:
         same on the logits of the model's distillation token (both: Touvron et al. 2021, arXiv:2012.12877, section 4).
     weight: in (0, 1]; temperature: above 0, of ``soft`` only.
     seeds: so many teachers, of the run's own seed and those after it; their probabilities are averaged.
+    tokens: weight of what is added: the squared difference of DynamicViT's tokens, those it kept, from its teacher's,
+        a plain ViT of the same shape (Rao et al. 2021, arXiv:2106.02034, section 3.4, with weight 0.5); 0 or more.
     """
 
     kind: Literal["soft", "hard", "token"] = "soft"
     weight: float = 0.5
     temperature: float = 1.0
     seeds: int = 1
+    tokens: float = 0.0
 
     def __init__(self, **given: Any) -> None:
         known = {item.name: item.default for item in fields(self)}
@@ -49,6 +52,7 @@ class Distill:
             "kind": (self.kind in ("soft", "hard", "token"), "可选 soft、hard、token"),
             "weight": (0 < self.weight <= 1, "应在 (0, 1] 内"),
             "temperature": (self.temperature > 0, "应大于 0"),
+            "tokens": (self.tokens >= 0, "不能为负"),
             "seeds": (type(self.seeds) is int and self.seeds >= 1, "须为不小于 1 的整数"),
         }
         for name, (good, rule) in rules.items():
@@ -111,8 +115,12 @@ class Objective:
         loss = self.loss(logits, targets)
         if self.teacher is not None:
             with torch.no_grad(), autocast(pixels.device):
-                answers = self.teacher(pixels).float()
+                one: Any = self.teacher.members[0] if self.distill.tokens else None  # type: ignore[union-attr, index]
+                tokens = one.encode(one.embed(pixels)) if one is not None else None
+                answers = (one.classify(tokens) if one is not None else self.teacher(pixels)).float()
             loss = torch.lerp(loss, self.distill.imitation(taught.float(), answers), self.distill.weight)
+            if tokens is not None:
+                loss = loss + self.distill.tokens * self.model.gap(tokens)  # type: ignore[operator]
         extra = getattr(self.model, "auxiliary_loss", None)
         answer = logits if taught is logits else (logits + taught) / 2
         return (loss if extra is None else loss + extra), answer.detach()

@@ -119,12 +119,17 @@ class Recipe:
             raise UserError(
                 f"配方 {self.name}：模型 {self.model} 与目标 {self.objective} 不配；mae 与 dino 的模型和目标须同名。"
             )
-        kind = Distill(**self.distill).kind
+        distill, own = Distill(**self.distill), {k: v for k, v in self.model_args.items() if k != "keep_ratio"}
         if self.distill and self.teacher is None:
             raise UserError(f"配方 {self.name} 写了蒸馏的设定 distill，却没有教师；请给出 teacher。")
-        if self.objective == "classify" and (kind == "token") != bool(self.model_args.get("distill_token")):
+        if self.objective == "classify" and (distill.kind == "token") != bool(self.model_args.get("distill_token")):
             raise UserError(
                 f"配方 {self.name}：distill 的 kind='token' 与模型的 distill_token=True 须同时给出，或都不给。"
+            )
+        pair = (self.model, own, distill.seeds, self.teacher and (self.teacher.model, dict(self.teacher.model_args)))
+        if distill.tokens and pair != ("dynamic_vit", own, 1, ("vit", own)):
+            raise UserError(
+                f"配方 {self.name}：distill 的 tokens 要求模型是 dynamic_vit，教师是单独一个除 keep_ratio 外结构相同的 vit。"
             )
         for start in self.starts().values():
             if self.protocol == "study" != start.protocol:

@@ -21,8 +21,9 @@ def tuned(name: str, base: Recipe, teacher: Recipe, **changes: Any) -> Recipe:
 
 
 def dynamic(ratio: float) -> Recipe:
-    """DynamicViT on the modern ViT."""
-    return tuned(f"vit-dynamic-{100 * ratio:.0f}", VIT, VIT, model="dynamic_vit", model_args={"keep_ratio": ratio})
+    """DynamicViT on the modern ViT, whose tokens it imitates too."""
+    student = tuned(f"vit-dynamic-{100 * ratio:.0f}", VIT, VIT, model="dynamic_vit", model_args={"keep_ratio": ratio})
+    return student.but(distill={"tokens": 0.5})
 
 
 def adaptive(depth: int) -> Recipe:

@@ -44,12 +44,13 @@ class DynamicViT(ViT):
     In training, decisions are drawn (Gumbel softmax, straight through) and dropped tokens are masked in
     attention and pooling, so that gradients reach the decisions; ``auxiliary_loss`` asks for the ratio
     (equation 9). In evaluation the best-judged patches are gathered and the others are really gone.
-    ``keep_ratio`` 1 is the plain ViT. Of the paper's distillation losses the one on the answers is the
-    recipe's ``teacher``; the one on the tokens is left out.
+    ``keep_ratio`` 1 is the plain ViT. The paper's two distillation losses are the recipe's ``distill``; for the one
+    on the tokens, ``encoded`` holds the last batch's in training, (B, N, D), and their weights (B, N).
     """
 
     added_layers = ("predictors",)
     auxiliary_loss: Tensor | None = None
+    encoded: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, keep_ratio: float = 0.7, **arguments):  # type: ignore[no-untyped-def]
         super().__init__(**arguments)
@@ -68,7 +69,18 @@ class DynamicViT(ViT):
 
     def forward(self, images: Tensor, gather: bool = True) -> Tensor:
         tokens, weight, _ = self.walk(images, gather and not self.training)
-        return self.head(weighted_pool(self, self.norm(tokens), weight))
+        tokens = self.norm(tokens)
+        if self.training:
+            self.encoded = tokens, torch.ones_like(tokens[..., 0]) if weight is None else weight
+        return self.head(weighted_pool(self, tokens, weight))
+
+    def gap(self, others: Tensor) -> Tensor:
+        """Return the mean squared difference of the last batch's patches that were kept from ``others`` (B, N, D)."""
+        assert self.encoded is not None, "gap() follows a forward pass in training mode"
+        tokens, weight = (values[:, self.num_prefix_tokens :].float() for values in self.encoded)
+        kept = weight.detach()
+        errors = (tokens - others[:, self.num_prefix_tokens :].float()).square().mean(dim=2)
+        return (errors * kept).sum() / kept.sum().clamp_min(1)
 
     def survivors(self, images: Tensor) -> Tensor:
         """Return which patches are left after each stage, bool (B, stages, patches), in evaluation mode."""
@@ -102,7 +114,9 @@ class DynamicViT(ViT):
 
     def _decide(self, scores: Tensor, weight: Tensor, least: int) -> Tensor:
         """Return the new weights (B, M) of the patches: drawn in training, the ``least`` best in evaluation."""
-        if self.training:
-            return weight * F.gumbel_softmax(scores.float(), hard=True)[..., 0]
-        best = scores[..., 0].masked_fill(weight == 0, -torch.inf).topk(least).indices
-        return torch.zeros_like(weight).scatter(1, best, 1.0)
+        best = scores[..., 0].masked_fill(weight == 0, -torch.inf).topk(1 if self.training else least).indices
+        judged = torch.zeros_like(weight).scatter(1, best, 1.0)
+        if not self.training:
+            return judged
+        drawn = weight * F.gumbel_softmax(scores.float(), hard=True)[..., 0]
+        return torch.where(drawn.any(dim=1, keepdim=True), drawn, judged)  # an image without patches would be NaN
