@@ -9,11 +9,11 @@ from vitlib.data import Dataset, load
 from vitlib.data.long_tail import told
 from vitlib.device import pick
 from vitlib.errors import UserError
-from vitlib.plans import SECTIONS, Entry, Profile
+from vitlib.plans import SECTIONS, Entry, Job, Profile
 from vitlib.progress import Progress
 from vitlib.record import Run, is_stale, read_record
 from vitlib.store import Store
-from vitlib.sweep import calibrate, decide, missing, resolve
+from vitlib.sweep import calibrate, decide, missing, prices, resolve
 
 SHORTEST = Profile("shortest", epochs=(("original", 1), ("vit", 1)))
 
@@ -83,14 +83,39 @@ def open_study(
     # a value that a user adds may be in the table already: its runs must not count twice
     labels = {entry.label: entry for entry in reversed(table)}
     table = [entry for entry in table if labels[entry.label] is entry]
-    wanted = [(entry, seed) for entry in table for seed in range(chosen.seeds) if chosen.takes(entry, seed)]
+    wanted = [
+        Job(chosen.fit(entry.recipe), seed, 0, entry.label, entry.factor)
+        for entry in table
+        for seed in range(chosen.seeds)
+        if chosen.takes(entry, seed)
+    ]
+    lacking = missing(wanted, dataset, store)
+    if show and lacking:
+        print(f"{section} 节：\n{price_table(lacking, len(dataset.train), calibrate(pick()))}", file=sys.stderr)
     runs: dict[str, list[Run]] = {}
     with Progress(len(wanted), f"{section} 节的运行", unit="次", show=show) as progress:
-        for entry, seed in wanted:
-            run = store.get(chosen.fit(entry.recipe), seed, plans.tailed(dataset, entry.factor), show=show)
-            runs.setdefault(entry.label, []).append(run)
+        for job in wanted:
+            run = store.get(job.recipe, job.seed, plans.tailed(dataset, job.factor), show=show)
+            runs.setdefault(job.label, []).append(run)
             progress.advance()
     return Study(section, chosen.name, dataset, runs)
+
+
+def price_table(lacking: Sequence[Job], images: int, flops_per_second: float) -> str:
+    """Return what is about to be trained, a line a setting, with its estimated minutes, and their sum, as text.
+
+    A pre-training or a teacher that several settings share is in the line of each and in the sum once.
+    """
+    by_label: dict[str, list[Job]] = {}
+    for job in lacking:
+        by_label.setdefault(job.label, []).append(job)
+    minutes = {name: prices(jobs, images, flops_per_second)[0] / 60 for name, jobs in by_label.items()}
+    lines = [
+        f"  {label}：{len(jobs)} 个种子，{jobs[0].recipe.epochs} 轮，约 {minutes[label]:.1f} 分钟"
+        for label, jobs in by_label.items()
+    ]
+    total = prices(lacking, images, flops_per_second)[0] / 60
+    return "\n".join([f"还要训练 {len(lacking)} 次，估计共 {total:.0f} 分钟（按现在的速度推算）：", *lines])
 
 
 def settle(profile: str, data: str, accept: Sequence[str] = ()) -> tuple[str, str]:
@@ -115,7 +140,7 @@ def settle(profile: str, data: str, accept: Sequence[str] = ()) -> tuple[str, st
     chosen = plans.profile_named(name)
     if name.startswith("full"):
         todo = missing(plans.jobs("all", chosen), dataset, Store())
-        seconds = sum(plans.prices(todo, len(dataset.train), calibrate(pick())).values())
+        seconds = sum(prices(todo, len(dataset.train), calibrate(pick())).values())
         print(f"档位：{name}，还要训练 {len(todo)} 次，估计 {seconds / 3600:.1f} 小时", file=sys.stderr)
     else:
         print(f"档位：{name}（种子 {chosen.seeds} 个）", file=sys.stderr)

@@ -15,12 +15,13 @@ from labreport.analysis.ablation import (
     families,
     steps,
     training_bytes,
+    value_text,
 )
 from vitlib import knobs
 from vitlib.errors import UserError
 from vitlib.models import ViT, create_model
-from vitlib.plans import PROFILES, SECTIONS, TIERS, jobs, knob, prices
-from vitlib.sweep import H100_FLOPS
+from vitlib.plans import PROFILES, SECTIONS, TIERS, jobs, knob
+from vitlib.sweep import H100_FLOPS, prices
 
 IMAGES = 2000
 
@@ -131,7 +132,10 @@ def test_runs_are_grouped_by_the_one_argument_in_which_they_differ():
         "嵌入维数（FFN 随之）": ["嵌入维数（FFN 随之）64", "嵌入维数（FFN 随之）256（基线）"],
         "layer_scale": ["layer_scale 0.1", "layer_scale None（基线）"],
         "registers": ["registers 0（基线）", "registers 2"],
+        "嵌入维数、块数": ["嵌入维数 64、块数 2", "嵌入维数 256、块数 6（基线）"],
     }
+    for title, values in {"嵌入维数（FFN 随之）": ["64", "256"], "嵌入维数、块数": ["64、2", "256、6"]}.items():
+        assert [value_text(title, runs[0]) for runs in found[title].values()] == values
     assert families({"b": []}) == {}
 
 
@@ -140,8 +144,12 @@ def test_users_add_values_and_knobs_by_name():
     assert entry.label == "注意力头数 32" and entry.recipe.model_args["num_heads"] == 32
     assert entry.recipe.but(model_args={"num_heads": None}).spec() == knobs.BASE.spec()
     assert knob("registers", 2).label == "registers 2"
+    both = knob("d_model+num_heads", [128, 2])
+    assert both.label == "嵌入维数 128、注意力头数 2" and both.recipe.model_args["num_heads"] == 2
     with pytest.raises(UserError, match="num_heads"):
         knob("nun_heads", 2)
+    with pytest.raises(UserError, match="2 个参数，而给了 1 个值"):
+        knob("d_model+num_heads", [128])
 
 
 def test_the_plan_holds_what_the_assignment_and_the_original_varied():

@@ -4,9 +4,9 @@ import pytest
 
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
-from vitlib.plans import PROFILES, SECTIONS, Job, jobs, prices
+from vitlib.plans import PROFILES, SECTIONS, Job, jobs
 from vitlib.recipes import BEST, LADDER, OTHERS, STEPS, VIT, VIT_DINO, VIT_MAE, without
-from vitlib.sweep import H100_FLOPS
+from vitlib.sweep import H100_FLOPS, prices
 
 
 def minutes(recipe):

@@ -15,11 +15,11 @@ from labreport.study import open_study, published_runs, settle
 from vitlib import plans, remedies, sweep
 from vitlib.engine import Trainer
 from vitlib.errors import UserError
-from vitlib.plans import BRIEF, FULL, HOURS, PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, prices, profile_named
+from vitlib.plans import BRIEF, FULL, HOURS, PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, profile_named
 from vitlib.recipe import NUMERICS
 from vitlib.recipes import RECIPES
 from vitlib.store import Store
-from vitlib.sweep import H100_FLOPS, affordable, missing, price_list, resolve
+from vitlib.sweep import H100_FLOPS, affordable, costs, missing, price_list, prices, resolve
 
 QUICK = PLAIN.but(name="quick", epochs=2)
 PRETRAIN = ORIGINAL.but(name="pre", objective="autoencode", ema=0.0, epochs=3)
@@ -143,7 +143,7 @@ def test_profiles_and_plans_by_name():
 
 def test_a_price_is_three_forward_passes_an_image_and_epoch():
     recipe = RECIPES["vit"]
-    flops = plans.costs([Job(recipe, 0, 1, "")])["vit"]
+    flops = costs([Job(recipe, 0, 1, "")])["vit"]
     assert 4.2e8 < flops < 4.4e8
     price = prices([Job(recipe, seed, 1 + seed, "") for seed in range(2)], 1000, 1e12)
     assert price == pytest.approx({1: 3 * flops * 1000 * 100 / 1e12, 2: 3 * flops * 1000 * 100 / 1e12})
@@ -306,6 +306,21 @@ def test_a_section_opens_with_its_runs_in_the_order_of_its_table(shelf, data, se
     assert [*more.runs] == ["甲", "丙"] and [len(runs) for runs in more.runs.values()] == [1, 1]
     assert [row["轮数"] for row in more.rows()] == [2, 2] and more.rows()[0]["配置"] == "甲"
     assert len(trainings) == 4
+
+
+def test_what_will_be_trained_is_told_with_its_price_before_it_is(shelf, data, section, trainings, capsys, monkeypatch):
+    monkeypatch.setattr(study, "calibrate", lambda device: 1e6)
+    open_study("9.9", "tiny", data, store=shelf, seeds=1)
+    todo = [Job(QUICK.but(epochs=1, warmup_epochs=0.2), 0, 0, "甲")]
+    minutes = prices(todo, 30, 1e6)[0] / 60
+    told = capsys.readouterr().err
+    assert (
+        f"还要训练 1 次，估计共 {minutes:.0f} 分钟" in told and f"  甲：1 个种子，1 轮，约 {minutes:.1f} 分钟" in told
+    )
+    open_study("9.9", "tiny", data, store=shelf)
+    assert "还要训练 1 次" in capsys.readouterr().err  # the other seed
+    open_study("9.9", "tiny", data, store=shelf)
+    assert "还要训练" not in capsys.readouterr().err
 
 
 def test_auto_is_quick_on_a_processor(data):

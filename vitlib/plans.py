@@ -4,19 +4,14 @@ A section is a table of entries: a label for the reader, a recipe, and the tier 
 A profile shrinks images, epochs and seeds, and nothing else: the models keep their size.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from vitlib import knobs, recipes, remedies
 from vitlib.data import Dataset, load, long_tail
-from vitlib.data.long_tail import lt_ratios
 from vitlib.errors import UserError
 from vitlib.light import recipes as light
-from vitlib.models import count, create_model
 from vitlib.recipe import Recipe
 
 TIERS = {
@@ -109,8 +104,15 @@ PROFILES = {
 
 
 def knob(name: str, value: Any, scope: int = BRIEF) -> Entry:
-    """Return an entry of 2.3: the modern ViT with one argument of the model changed."""
-    return Entry(knobs.told(name, value), knobs.modern(**{name: value}), 3, (3, 12), scope)
+    """Return an entry of 2.3: the modern ViT with one argument of the model changed.
+
+    Several at once: their names joined by "+", as in ``"d_model+num_heads"``, and as many values in a list.
+    """
+    names, values = name.split("+"), list(value) if "+" in name else [value]
+    if len(names) != len(values):
+        raise UserError(f"{name} 是 {len(names)} 个参数，而给了 {len(values)} 个值 {values}；请一个参数给一个值。")
+    label = "、".join(map(knobs.told, names, values))
+    return Entry(label, knobs.modern(**dict(zip(names, values, strict=True))), 3, (3, 12), scope)
 
 
 def _knobs() -> list[Entry]:
@@ -260,39 +262,3 @@ def jobs(section: str, profile: Profile) -> list[Job]:
                 job = Job(profile.fit(entry.recipe), seed, entry.tier_of(seed), entry.label, entry.factor)
                 found.setdefault(job.recipe.key(seed, f"{job.factor}"), job)
     return sorted(found.values(), key=lambda job: job.tier)
-
-
-def costs(todo: Sequence[Job]) -> dict[str, int]:
-    """Return the FLOPs of one image's forward pass by recipe name, counted on stand-in weights."""
-    out = {}
-    waiting = [job.recipe for job in todo]
-    while waiting:
-        recipe = waiting.pop()
-        if recipe.name not in out:
-            with torch.device("meta"):
-                model = create_model(recipe.model, **recipe.model_args)
-            out[recipe.name] = int(count(model).flops * getattr(model, "passes", 1))
-        waiting += recipe.starts().values()
-    return out
-
-
-def prices(todo: Sequence[Job], images: int, flops_per_second: float) -> dict[int, float]:
-    """Return the estimated seconds of the jobs by tier, a pre-training or a teacher shared by runs counted once."""
-    cost, paid = costs(todo), set()
-
-    def seconds(recipe: Recipe, seed: int, factor: float) -> float:
-        """The recipe and what is trained before it, as far as it is not paid for."""
-        key = recipe.key(seed, f"{factor}")
-        if key in paid:
-            return 0.0
-        paid.add(key)
-        before = recipe.before(seed)
-        answers = sum(cost[it.name] for role, it, _ in before if role == "teacher")  # it only looks: a third of a step
-        share = sum(lt_ratios(factor, "exp")) / 10 if factor else 1.0  # as if ten classes were equal before the cut
-        step = (3.0 * cost[recipe.name] + answers) * images * share / flops_per_second
-        return step * recipe.epochs + sum(seconds(start, its_seed, factor) for _, start, its_seed in before)
-
-    out: dict[int, float] = {}
-    for job in todo:
-        out[job.tier] = out.get(job.tier, 0.0) + seconds(job.recipe, job.seed, job.factor)
-    return out

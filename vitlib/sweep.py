@@ -1,4 +1,4 @@
-"""Training what a plan lacks, in the order of its priority, within a budget of time."""
+"""What a plan lacks: its price, and its training in the order of priority, within a budget of time."""
 
 import contextlib
 import multiprocessing
@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from vitlib.data import Dataset
+from vitlib.data.long_tail import lt_ratios
 from vitlib.device import pick
 from vitlib.engine import OutOfTime
 from vitlib.evaluate import autocast
-from vitlib.models import count
-from vitlib.plans import Job, Profile, jobs, prices, profile_named, tailed
+from vitlib.models import count, create_model
+from vitlib.plans import Job, Profile, jobs, profile_named, tailed
 from vitlib.progress import Progress
+from vitlib.recipe import Recipe
 from vitlib.recipes import VIT
 from vitlib.record import Run
 from vitlib.state import build_model
@@ -151,6 +153,42 @@ def calibrate(device: torch.device, seconds: float = 2.0) -> float:
         float(loss.detach())
         steps += 1
     return 3.0 * count(model).flops * batch * (steps - 1) / (time.monotonic() - started)
+
+
+def costs(todo: Sequence[Job]) -> dict[str, int]:
+    """Return the FLOPs of one image's forward pass by recipe name, counted on stand-in weights."""
+    out = {}
+    waiting = [job.recipe for job in todo]
+    while waiting:
+        recipe = waiting.pop()
+        if recipe.name not in out:
+            with torch.device("meta"):
+                model = create_model(recipe.model, **recipe.model_args)
+            out[recipe.name] = int(count(model).flops * getattr(model, "passes", 1))
+        waiting += recipe.starts().values()
+    return out
+
+
+def prices(todo: Sequence[Job], images: int, flops_per_second: float) -> dict[int, float]:
+    """Return the estimated seconds of the jobs by tier, a pre-training or a teacher shared by runs counted once."""
+    cost, paid = costs(todo), set()
+
+    def seconds(recipe: Recipe, seed: int, factor: float) -> float:
+        """The recipe and what is trained before it, as far as it is not paid for."""
+        key = recipe.key(seed, f"{factor}")
+        if key in paid:
+            return 0.0
+        paid.add(key)
+        before = recipe.before(seed)
+        answers = sum(cost[it.name] for role, it, _ in before if role == "teacher")  # it only looks: a third of a step
+        share = sum(lt_ratios(factor, "exp")) / 10 if factor else 1.0  # as if ten classes were equal before the cut
+        step = (3.0 * cost[recipe.name] + answers) * images * share / flops_per_second
+        return step * recipe.epochs + sum(seconds(start, its_seed, factor) for _, start, its_seed in before)
+
+    out: dict[int, float] = {}
+    for job in todo:
+        out[job.tier] = out.get(job.tier, 0.0) + seconds(job.recipe, job.seed, job.factor)
+    return out
 
 
 def affordable(profile: Profile, price: dict[int, float], seconds: float) -> int:

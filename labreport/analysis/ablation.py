@@ -29,35 +29,52 @@ PRINTED_IMPROVED = 67.4
 
 
 def families(runs: "Family", baseline: str = "现代 ViT") -> "dict[str, Family]":
-    """Group runs by the one argument of the model in which they differ from ``baseline``.
+    """Group runs by the arguments of the model in which they differ from ``baseline``: one, or several that go together.
 
     Returns, by the knob's name for readers, its settings in the order of their values, the baseline among them.
-    Width together with the feed-forward network's is a knob of its own. Without the baseline there is none.
+    Without the baseline there is none.
     """
     if baseline not in runs:
         return {}
     base = _arguments(runs[baseline][0])
-    found: dict[str, tuple[str, dict[Any, Sequence[Run]]]] = {}
+    found: dict[tuple[str, ...], dict[tuple[Any, ...], Sequence[Run]]] = {}
     for group in runs.values():
-        if group[0].recipe.model != runs[baseline][0].recipe.model:
-            continue
         own = _arguments(group[0])
-        changed = sorted(name for name in base if own[name] != base[name])
-        if len(changed) == 1 or changed == ["d_model", "ffn_hidden_channels"]:
-            title = knobs.KNOBS.get(changed[0], changed)[0] if len(changed) == 1 else knobs.COUPLED
-            found.setdefault(title, (changed[0], {}))[1][own[changed[0]]] = group
+        changed = tuple(name for name in base if name in own and own[name] != base[name])
+        if group[0].recipe.model == runs[baseline][0].recipe.model and changed:
+            found.setdefault(changed, {})[tuple(own[name] for name in changed)] = group
+    order = [*knobs.KNOBS]
     out: dict[str, Family] = {}
-    order = [title for title, *_ in knobs.KNOBS.values()]
-    for title, (name, by_value) in sorted(found.items(), key=lambda item: (*order, item[0]).index(item[0])):
-        by_value[base[name]] = runs[baseline]
-        numeric = not any(isinstance(value, str | None) for value in by_value)
-        values = sorted(by_value) if numeric else list(by_value)
-        labels = [f"{title}{value}" if title == knobs.COUPLED else knobs.told(name, value) for value in values]
+    # single knobs as the table has them, then what a user added, then several at once
+    for names in sorted(found, key=lambda names: (len(names), *((*order, name).index(name) for name in names), names)):
+        standard = tuple(base[name] for name in names)
+        by_value = found[names] | {standard: runs[baseline]}
+        numeric = not any(isinstance(one, str | None) for value in by_value for one in value)
+        title = titled(names)
         out[title] = {
-            label + "（基线）" * (value == base[name]): by_value[value]
-            for value, label in zip(values, labels, strict=True)
+            _labelled(names, value) + "（基线）" * (value == standard): by_value[value]
+            for value in (sorted(by_value) if numeric else by_value)
         }
     return out
+
+
+WIDTHS = ("d_model", "ffn_hidden_channels")
+
+
+def titled(names: Sequence[str]) -> str:
+    """Return how readers know the arguments that change together."""
+    return knobs.COUPLED if tuple(names) == WIDTHS else "、".join(knobs.KNOBS.get(n, (n,))[0] for n in names)
+
+
+def value_text(title: str, run: "Run") -> str:
+    """Return a run's value of the knob with this title, short enough to stand beside a point."""
+    own = _arguments(run)
+    names = WIDTHS[:1] if title == knobs.COUPLED else [n for n in own if titled([n]) in title.split("、")]
+    return "、".join(str(own[name]) for name in names)
+
+
+def _labelled(names: tuple[str, ...], values: tuple[Any, ...]) -> str:
+    return f"{knobs.COUPLED}{values[0]}" if names == WIDTHS else "、".join(map(knobs.told, names, values))
 
 
 def conclude(title: str, family: "Family") -> str:

@@ -1,12 +1,16 @@
-"""How long models take on this machine, measured so that they can be compared.
+"""How long models take on this machine, and how much memory, measured so that they can be compared.
 
 The models take turns: whatever slows the machine down for a while slows all of them. Every single time is
 kept; the median says what to expect and the quartiles how steady it is.
 """
 
 import contextlib
+import ctypes
+import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,6 +56,27 @@ def measure(
                 times[name].append(time.perf_counter() - begun)
         rounds += 1
     return {name: np.array(values) for name, values in times.items()}
+
+
+def peak_memory(step: Callable[[], object]) -> int | None:
+    """Return by how many bytes this process's resident memory rose at most during ``step``; None where Linux tells not.
+
+    What the allocator still holds from before is given back first, as far as it can be.
+    """
+    reset = Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        return None
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc's own
+    reset.write_text("5")  # the high-water mark falls to what is resident now (Linux, man 5 proc_pid_clear_refs)
+    before = _resident("VmRSS")
+    step()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def spread(times: np.ndarray) -> str:
