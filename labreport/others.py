@@ -5,7 +5,7 @@ comparison grants that number the sampling error of the test images and nothing 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 from scipy.stats import norm
@@ -43,21 +43,42 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return {f"{name}（{epochs} 轮）": [group[s] for s in sorted(group)] for (name, epochs), group in ordered}
 
 
-def against(ours: Sequence[float], said: float, names: tuple[str, str], alpha: float = 0.05) -> str:
-    """Return one Chinese sentence: the mean of our accuracies, one a seed, less a printed one, all in 0-1.
+def spoken_for(whole: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Return which of :func:`on_whole_data`'s recipes are to be compared: chosen by what they cost, not by their results.
+
+    The one trained on the most computation, and before it, where that has too few seeds, the one among those that have
+    enough.
+    """
+    ranked = sorted(whole, key=lambda label: -whole[label][0].epochs * whole[label][0].flops)
+    return list(dict.fromkeys([*[name for name in ranked if len(whole[name]) >= FEWEST_SEEDS][:1], *ranked[:1]]))
+
+
+def lead(ours: Sequence[float], said: float, alpha: float = 0.05) -> tuple[float, float, float]:
+    """Return the mean of our accuracies, one a seed, less a printed one, all in 0-1, and its interval.
 
     The interval joins the seeds' t interval with the images' binomial error of both sides, as if each had been tested
-    on images of its own; with fewer than three seeds it knows the images' error only, and nothing is concluded.
+    on images of its own; with fewer than three seeds it knows the images' error only.
     """
     mine, n = summary(ours), len(ours)
-    seeds = student.ppf(1 - alpha / 2, n - 1) * mine.std / math.sqrt(n) if n > 1 else 0.0
+    seeds = student.ppf(1 - alpha / 2, n - 1) * mine.std / math.sqrt(n) if n >= FEWEST_SEEDS else 0.0
     images = norm.ppf(1 - alpha / 2) * math.sqrt(sum(p * (1 - p) for p in (mine.mean, said)) / TEST_IMAGES)
-    gap, half = mine.mean - said, math.hypot(float(seeds) if n >= FEWEST_SEEDS else 0.0, float(images))
-    low, high = (gap - half, gap + half) if gap >= 0 else (-gap - half, -gap + half)
-    finding = (
-        f"{names[0]}（{n} 个种子，{mine.percent} %）比{names[1]}的 {100 * said:.1f} % {'高' if gap >= 0 else '低'} "
-        f"{100 * abs(gap):.1f} 个百分点（{100 * (1 - alpha):g} % 区间 [{100 * low:.1f}, {100 * high:.1f}]）"
+    gap, half = mine.mean - said, math.hypot(float(seeds), float(images))
+    return gap, gap - half, gap + half
+
+
+def surpasses(ours: Sequence[float], said: float) -> bool:
+    """Return whether enough seeds show that ours is above the printed accuracy."""
+    return len(ours) >= FEWEST_SEEDS and lead(ours, said)[1] > 0
+
+
+def against(ours: Sequence[float], said: float, names: tuple[str, str], alpha: float = 0.05) -> str:
+    """Return :func:`lead` as one Chinese sentence; with fewer than three seeds nothing is concluded."""
+    gap, low, high = lead(ours, said, alpha)
+    numbers = (
+        f"{'高' if gap >= 0 else '低'} {100 * abs(gap):.1f} 个百分点（{100 * (1 - alpha):g} % 区间 "
+        + "[{:.1f}, {:.1f}]）".format(*(100 * value for value in ((low, high) if gap >= 0 else (-high, -low))))
     ).replace("-", "−")
-    if n < FEWEST_SEEDS:
+    finding = f"{names[0]}（{len(ours)} 个种子，{summary(ours).percent} %）比{names[1]}的 {100 * said:.1f} % {numbers}"
+    if len(ours) < FEWEST_SEEDS:
         return spaced(f"{finding}，种子少于 {FEWEST_SEEDS} 个，证据不足。")
-    return spaced(f"{finding}，" + ("差异显著。" if low > 0 else "证据不足，不能断定孰高孰低。"))
+    return spaced(f"{finding}，" + ("差异显著。" if low > 0 or high < 0 else "证据不足，不能断定孰高孰低。"))

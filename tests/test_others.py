@@ -64,6 +64,25 @@ def test_a_sentence_says_no_more_than_its_interval(ours, said, says):
     assert re.search(says, others.against(ours, said, ("配方", "旧报告")))
 
 
+def test_who_speaks_is_chosen_by_cost_and_never_by_the_result():
+    def group(seeds, epochs, flops, accuracy):
+        return [SimpleNamespace(epochs=epochs, flops=flops, accuracy=accuracy, seed=seed) for seed in range(seeds)]
+
+    short, long, longest = group(3, 9, 2, 0.9), group(3, 16, 2, 0.8), group(1, 16, 3, 0.7)
+    assert others.spoken_for({"short": short, "long": long, "longest": longest}) == ["long", "longest"]
+    assert others.spoken_for({"short": short, "long": long}) == ["long"]
+    assert others.spoken_for({"longest": longest}) == ["longest"] and others.spoken_for({}) == []
+
+
+def test_surpassing_takes_seeds_and_an_interval():
+    assert others.surpasses([0.72, 0.725, 0.73], 0.674) and not others.surpasses([0.72, 0.725], 0.674)
+    assert not others.surpasses([0.72, 0.725, 0.73], 0.723) and not others.surpasses([0.6, 0.7, 0.8], 0.674)
+
+
+def test_a_sentence_keeps_a_recipes_name():
+    assert others.against([0.7], 0.8, ("配方 cpu-long", "旧报告")).startswith("配方 cpu-long")
+
+
 def test_the_interval_covers_what_it_says():
     draw, n, true, theirs = np.random.RandomState(0), 3, 0.72, 0.70
     significant = 0
