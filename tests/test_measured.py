@@ -30,7 +30,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def study(profile, *keys):
-    return Study("2.4", profile, None, {"基线": [SimpleNamespace(key=key) for key in keys]})
+    return Study("2.4", profile, None, {f"配方 {key}": [SimpleNamespace(key=key)] for key in keys})
 
 
 def published(tmp_path, *keys):
@@ -60,6 +60,14 @@ def test_the_published_report_reads_what_was_measured_on_the_same_runs(tmp_path)
     published(tmp_path, "a", "b")
     found = measured(study("published", "b", "a"), "speed", never)
     assert np.array_equal(found["right"]["基线"][0], VALUES["right"]["基线"][0])
+
+
+def test_more_seeds_do_not_undo_a_measurement(tmp_path):
+    published(tmp_path, "a")
+    more = Study(
+        "2.4", "published", None, {"配方 a": [SimpleNamespace(key="a"), SimpleNamespace(key="seed 1")], "无": []}
+    )
+    assert measured(more, "speed", never)["images"] == 20
 
 
 @pytest.mark.parametrize("keys", [("a",), ("a", "c"), ("a", "b", "c")])
@@ -108,3 +116,12 @@ def test_a_report_publishes_its_runs_and_its_own_profiles_measurements(tmp_path,
     assert names == [f"{run.name}-s0-{run.key}.json", "2.4-speed.json"]
     assert all((tmp_path / "results" / part).is_file() for part in (names[0], "measured/2.4-speed.json"))
     assert measured(study("published", run.key), "speed", never)["images"] == 20
+
+
+def test_what_does_not_depend_on_the_profile_is_taken_from_what_is_published_of_its_own_runs(tmp_path):
+    published(tmp_path, "w")  # of the runs "w"
+    assert measured(study("hours", "a"), "speed", never, keys=["w"])["images"] == 20
+    again = measured(study("hours", "a"), "speed", lambda: {"images": 7}, keys=["v", "w"])  # other weights
+    assert again["images"] == 7
+    made = tmp_path / "runs" / "measured" / "hours" / "2.4-speed.json"
+    assert json.loads(made.read_text("utf-8"))["runs"] == ["v", "w"]

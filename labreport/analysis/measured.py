@@ -2,14 +2,15 @@
 
 A latency, or the answers of a quantised model, is in no run's record, and a machine without the weights, the images or
 the GPU cannot measure it again. So every measurement is written to the folder ``measured/<profile>`` of the run store,
-beside the keys of the runs that it was made on; :func:`publish_report` copies those of a profile to ``report/results/measured/``,
-and the profile ``published`` reads them there as long as the section's runs are still the same.
+beside the keys of the runs of the first seed, so that more seeds do not undo it; :func:`publish_report` copies those of
+a profile to ``report/results/measured/``, and the profile ``published`` reads them there as long as these runs are
+still the same.
 """
 
 import base64
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ from vitlib.store import Store
 from vitlib.sweep import resolve
 
 
-def measured(study: Study, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def measured(
+    study: Study, name: str, measure: Callable[[], dict[str, Any]], keys: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return what ``measure`` returns, from the published measurements where the profile is ``published``.
+
+    ``keys``: those of the runs that it is made on, where they are not the section's; as they do not depend on the
+    profile, every profile then takes what is published of just these.
 
     The values are JSON-able, numpy arrays included; keys of mappings are strings. Added to them under ``machine`` and
     ``device`` is what they were measured on: the processor's :func:`vitlib.device.describe`, and that of the device
@@ -37,9 +43,10 @@ def measured(study: Study, name: str, measure: Callable[[], dict[str, Any]]) -> 
     Raises:
         UserError: a published measurement that cannot be read.
     """
-    runs = sorted({run.key for group in study.runs.values() for run in group})
+    runs = sorted({group[0].key for group in study.runs.values() if group} if keys is None else keys)
     file = f"{study.section}-{name}.json"
-    if study.profile == "published" and (found := _read(results_dir() / "measured" / file, runs)) is not None:
+    published = study.profile == "published" or keys is not None
+    if published and (found := _read(results_dir() / "measured" / file, runs)) is not None:
         return found
     values = measure() | {"machine": describe(torch.device("cpu")), "device": describe(pick())}
     story = {"runs": runs, "values": values}

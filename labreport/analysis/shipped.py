@@ -1,0 +1,62 @@
+"""The published weights, ``best`` and ``light``: the records of their recipes, their files, and what they take to run."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from labreport.analysis import assess, latency
+from vitlib.augment import to_float
+from vitlib.data import Dataset
+from vitlib.light import quantize
+from vitlib.light.export import CALIBRATION, OnnxModel, to_onnx
+from vitlib.paths import weights_dir
+from vitlib.record import Run
+from vitlib.weights import load_trained, load_weights
+
+NAMES = ("best", "light")
+FORMS = ("PyTorch", "ONNX", "ONNX int8")
+
+
+def seeds_of(name: str, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs of the recipe behind a weights file, on the same data, that run itself first; none if it is not there."""
+    key = load_weights(weights_dir() / f"{name}.safetensors")[1]["key"]
+    by_key = {run.key: run for run in runs}
+    if key not in by_key:
+        return []
+    own = by_key.pop(key)
+    alike = (own.name, own.epochs, own.data["fingerprint"])
+    others = [run for run in by_key.values() if (run.name, run.epochs, run.data["fingerprint"]) == alike]
+    return [own, *sorted(others, key=lambda run: run.seed)]
+
+
+def measure(data: Dataset, folder: Path, *, seconds: float, least: int) -> dict[str, Any]:
+    """Export both models to ``folder``, with int8, and measure all forms on the whole ``data`` they were trained for.
+
+    Returns ``bytes`` by model (that of the int8 file), ``correct`` by model and form, bool (N,) over the test images,
+    and ``times`` by threads, then by "model form", of one image at a time (see :func:`latency.measure`).
+    """
+    images = data.split(seed=0)[1].sample(CALIBRATION).images
+    found: dict[str, Any] = {"bytes": {}, "correct": {}, "times": {}}
+    files, models = {}, {}
+    for name in NAMES:
+        trained = load_trained(name)
+        how = trained.recipe.normalize
+        path = to_onnx(trained.model, trained.image_size, folder / f"{name}.onnx")
+        quantize.int8(path, small := path.with_suffix(".int8.onnx"), images, how)
+        files[name], models[name] = (path, small), trained.model
+        found["bytes"][name] = small.stat().st_size
+        found["correct"][name] = {
+            form: assess.correct(model, data.test, how)
+            for form, model in zip(FORMS[::2], (trained.model, OnnxModel(small)), strict=True)
+        }
+    for threads in (1, 2):
+        contest: dict[str, Any] = {}
+        for name in NAMES:
+            forms = (models[name], *(OnnxModel(path, threads) for path in files[name]))
+            contest |= {f"{name} {form}": model for form, model in zip(FORMS, forms, strict=True)}
+        with latency.threads(threads), torch.inference_mode():
+            one = to_float(data.test.images[:1], how)
+            found["times"][f"{threads} 线程"] = latency.measure(contest, one, seconds=seconds, least=least)
+    return found

@@ -1,0 +1,51 @@
+"""The published weights side by side: whose records speak for them, and what is measured."""
+
+import numpy as np
+import pytest
+import toy
+
+from labreport.analysis import shipped
+from vitlib.paths import weights_dir
+from vitlib.store import Store
+from vitlib.weights import save_weights
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """Two toy models in the place of the published ones: best with two seeds, light with one."""
+    data, store = toy.toy(train=200, test=40), Store(tmp_path / "runs", tmp_path / "published")
+    monkeypatch.setattr(shipped, "weights_dir", lambda: tmp_path)
+    monkeypatch.setattr("vitlib.weights.weights_dir", lambda: tmp_path)
+    large = toy.PLAIN.but(name="large", epochs=2)
+    small = large.but(name="small", model_args={"ffn_hidden_channels": 8})
+    runs = [store.get(recipe, seed, data, show=False) for recipe, seed in ((large, 1), (large, 0), (small, 0))]
+    store.get(large.but(epochs=1), 0, data, show=False)  # of the same name, but shorter
+    for name, run in (("best", runs[0]), ("light", runs[2])):
+        save_weights(tmp_path / f"{name}.safetensors", run.load_state(), run.record)
+    return data, store, runs, tmp_path
+
+
+def test_the_seeds_of_a_recipe_speak_for_its_weights(shelf):
+    _, store, runs, _ = shelf
+    assert [run.key for run in shipped.seeds_of("best", store.all())] == [run.key for run in runs[:2]]
+    assert [run.key for run in shipped.seeds_of("light", store.all())] == [runs[2].key]
+    assert shipped.seeds_of("light", runs[:2]) == []
+
+
+def test_all_forms_are_measured_and_the_float_one_answers_as_its_record_says(shelf):
+    data, _, runs, folder = shelf
+    found = shipped.measure(data, folder, seconds=0, least=2)
+    assert np.array_equal(found["correct"]["best"]["PyTorch"], runs[0].correct)
+    assert np.array_equal(found["correct"]["light"]["PyTorch"], runs[2].correct)
+    assert {name: answers.keys() for name, answers in found["correct"].items()} == dict.fromkeys(
+        shipped.NAMES, {"PyTorch": 0, "ONNX int8": 0}.keys()
+    )
+    assert [*found["times"]] == ["1 线程", "2 线程"]
+    assert all(len(times) == 2 and (times > 0).all() for each in found["times"].values() for times in each.values())
+    assert len(found["times"]["1 线程"]) == 6 and found["bytes"]["light"] < found["bytes"]["best"]
+
+
+def test_the_published_weights_have_their_records():
+    for name in shipped.NAMES:
+        assert (weights_dir() / f"{name}.safetensors").is_file()
+        assert len(shipped.seeds_of(name, Store().all())) >= 1
