@@ -30,6 +30,7 @@ KEYS = {
     "cpu": "715e128885373be2",
     "cpu-long": "12290955d8187748",
     "cpu-longest": "51e1dfb7daae09f5",
+    "cpu-varied": "62d925e290a635b7",
     "cpu-light": "4fd9f61d3bb3bedf",
     "fast": "5e711a1b0e320b13",
 }

@@ -26,10 +26,12 @@ def shelf(tmp_path, monkeypatch):
 
 
 def test_the_seeds_of_a_recipe_speak_for_its_weights(shelf):
-    _, store, runs, _ = shelf
+    _, store, runs, folder = shelf
     assert [run.key for run in shipped.seeds_of("best", store.all())] == [run.key for run in runs[:2]]
     assert [run.key for run in shipped.seeds_of("light", store.all())] == [runs[2].key]
     assert shipped.seeds_of("light", runs[:2]) == []
+    (folder / "light.safetensors").unlink()
+    assert shipped.seeds_of("light", store.all()) == []
 
 
 def test_all_forms_are_measured_and_the_float_one_answers_as_its_record_says(shelf):

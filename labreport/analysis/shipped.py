@@ -21,7 +21,8 @@ FORMS = ("PyTorch", "ONNX", "ONNX int8")
 
 def seeds_of(name: str, runs: Iterable[Run]) -> list[Run]:
     """Return the runs of the recipe behind a weights file, on the same data, that run itself first; none if it is not there."""
-    key = load_weights(weights_dir() / f"{name}.safetensors")[1]["key"]
+    path = weights_dir() / f"{name}.safetensors"
+    key = load_weights(path)[1]["key"] if path.is_file() else None
     by_key = {run.key: run for run in runs}
     if key not in by_key:
         return []
