@@ -152,8 +152,8 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
 
     Runs can only be compared on the same data: of the data sets (and their subsets) that the records come
     from, the one that serves most entries is taken, the larger one where two serve as many; entries cut to a
-    long tail are served apart, each factor by its own. A recipe is known by its name, else by what it is apart
-    from its length, because a profile makes one run of two; not so one that full-size profiles alone train, whose
+    long tail are served apart, each factor by its own. A recipe is known by its name and by what it is apart from
+    its length, because a profile makes one run of two; by the name alone where full-size profiles alone train it, whose
     length may be all that it is (a control of twice the epochs). Of several lengths of training the longest is taken.
     Stale records are used; the report's appendix marks them.
     """
@@ -167,12 +167,13 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
             if entry.factor != factor or (factor and told(factor) not in candidates[0].data["provenance"]):
                 continue
             mine = [run for run in candidates if run.name == entry.recipe.name]
-            if not mine and entry.scope < plans.FULL:
+            if entry.scope < plans.FULL:
                 like = SHORTEST.fit(entry.recipe).spec()
-                mine = [run for run in candidates if SHORTEST.fit(run.recipe).spec() == like]
+                mine = [run for run in candidates if SHORTEST.fit(run.recipe).spec() == like] + mine
             longest = max((run.epochs for run in mine), default=0)
+            by_seed = {run.seed: run for run in mine if run.epochs == longest}  # its own name is the last to be put in
             if mine:
-                out[entry.label] = sorted((r for r in mine if r.epochs == longest), key=lambda run: run.seed)
+                out[entry.label] = [by_seed[seed] for seed in sorted(by_seed)]
         return out
 
     best: dict[str, list[Run]] = {}
