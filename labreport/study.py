@@ -158,8 +158,10 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
     Stale records are used; the report's appendix marks them.
     """
     by_data: dict[str, list[Run]] = {}
+    specs = {}
     for run in _published(store):
         by_data.setdefault(run.data["fingerprint"], []).append(run)
+        specs[run.key] = SHORTEST.fit(run.recipe).spec()
 
     def serve(candidates: list[Run], factor: float) -> dict[str, list[Run]]:
         out = {}
@@ -169,7 +171,7 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
             mine = [run for run in candidates if run.name == entry.recipe.name]
             if entry.scope < plans.FULL:
                 like = SHORTEST.fit(entry.recipe).spec()
-                mine = [run for run in candidates if SHORTEST.fit(run.recipe).spec() == like] + mine
+                mine = [run for run in candidates if specs[run.key] == like] + mine
             longest = max((run.epochs for run in mine), default=0)
             by_seed = {run.seed: run for run in mine if run.epochs == longest}  # its own name is the last to be put in
             if mine:

@@ -78,6 +78,17 @@ def test_dropped_patches_are_not_looked_at():
     assert count(model).flops < 0.75 * count(build()).flops
 
 
+def test_half_precision_puts_patches_in_the_same_order():
+    """Scores that differ by less than bfloat16 can tell would tie, and the top of the image would be kept."""
+    predictor = build("dynamic_vit", keep_ratio=0.5).predictors[0]
+    tokens = 1 + 1e-3 * torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(2))
+    exact = predictor(tokens, torch.ones(2, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = predictor(tokens, torch.ones(2, 16))
+    assert torch.equal(scores, exact)
+    assert (scores[0, :, 0].bfloat16().unique().numel() < 16) and (scores[0, :, 0].unique().numel() == 16)
+
+
 def test_halted_tokens_leave_the_batch():
     model = halting()
     depth = model.depths(images())

@@ -56,6 +56,13 @@ def test_the_most_similar_pair_merges():
     assert bipartite_matching(features, 1).tolist() == [[0, 1, 2, 3, 1, 4]]
 
 
+def test_half_precision_merges_the_same_pairs():
+    features = 1 + 1e-2 * torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = bipartite_matching(features, 4)
+    assert torch.equal(half, bipartite_matching(features, 4))
+
+
 def test_merging_keeps_the_sum_over_patches():
     generator = torch.Generator().manual_seed(3)
     tokens, size = torch.randn(2, 7, 5, generator=generator), torch.tensor([[1.0, 2, 1, 3, 1, 1, 1]] * 2)

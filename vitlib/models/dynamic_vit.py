@@ -9,7 +9,7 @@ from einops import einsum, repeat
 from torch import Tensor, nn
 
 from .vit import ViT
-from .weighted import key_bias, weighted_pool
+from .weighted import key_bias, precise, weighted_pool
 
 RATIO_WEIGHT = 2.0  # of the ratio loss; the paper's lambda
 
@@ -33,9 +33,10 @@ class Predictor(nn.Module):
         )
 
     def forward(self, tokens: Tensor, weight: Tensor) -> Tensor:
-        local, context = self.local(tokens).chunk(2, dim=-1)
-        context = einsum(context, weight, "B M D, B M -> B D") / (weight.sum(dim=1, keepdim=True) + 1e-6)
-        return self.out(torch.cat([local, repeat(context, "B D -> B M D", M=tokens.shape[1])], dim=-1))
+        with precise(tokens.device):
+            local, context = self.local(tokens.float()).chunk(2, dim=-1)
+            context = einsum(context, weight, "B M D, B M -> B D") / (weight.sum(dim=1, keepdim=True) + 1e-6)
+            return self.out(torch.cat([local, repeat(context, "B D -> B M D", M=tokens.shape[1])], dim=-1))
 
 
 class DynamicViT(ViT):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .vit import Block, ViT
-from .weighted import key_bias, weighted_pool
+from .weighted import key_bias, precise, weighted_pool
 
 
 def bipartite_matching(features: Tensor, r: int) -> Tensor:
@@ -24,8 +24,9 @@ def bipartite_matching(features: Tensor, r: int) -> Tensor:
     in 0 ... M - r - 1; tokens with the same place become one, and the order of those left is kept.
     ``r`` is at most M // 2.
     """
-    unit = F.normalize(features, dim=-1)
-    similarity = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    with precise(features.device):
+        unit = F.normalize(features.float(), dim=-1)
+        similarity = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
     closeness, partner = similarity.max(dim=-1)
     merging = closeness.topk(r, dim=-1).indices
     own = torch.arange(features.shape[1], device=features.device).expand(features.shape[0], -1)

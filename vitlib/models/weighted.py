@@ -6,6 +6,9 @@ dropped one. Gradients reach the weights.
 Letters in shapes: B images, N tokens, D width.
 """
 
+import contextlib
+
+import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
@@ -17,6 +20,13 @@ TINY = 1e-12  # the logarithm of a dropped token's weight, and its slope, must b
 def key_bias(weight: Tensor | None) -> Tensor | None:
     """Return what is added to the attention logits of each key, (B, N) -> (B, 1, 1, N); None: all weigh 1."""
     return None if weight is None else rearrange((weight + TINY).log(), "B N -> B 1 1 N")
+
+
+def precise(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return a context without autocast, for scores that put tokens in order: in bfloat16 most of them would tie, and
+    ties go to the first tokens, the top of the image."""
+    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 def weighted_pool(model: ViT, tokens: Tensor, weight: Tensor | None) -> Tensor:
