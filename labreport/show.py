@@ -87,7 +87,7 @@ def set_context(data: Dataset, runs: Runs = ()) -> None:
     Later captions then say when the data is synthetic or a subset, and how many training images, epochs and
     seeds the runs had; the origins go to the report's appendix. Call it again when other runs follow.
     """
-    _context.update(data=data, runs=_flat(runs))
+    _context.update(data=data, runs=runs if isinstance(runs, Mapping) else tuple(runs))
     facts = {
         "name": data.name,
         "provenance": data.provenance,
@@ -98,7 +98,7 @@ def set_context(data: Dataset, runs: Runs = ()) -> None:
         "warnings": list(data.warnings),
         "skipped": list(data.skipped),
     }
-    _display_origin(_context["runs"], facts)
+    _display_origin(_flat(runs), facts)
 
 
 def provenance(runs: Runs) -> None:
@@ -194,18 +194,23 @@ def _markdown(markdown: str, **where: Any) -> None:
 
 def remark(runs: Runs | None = None) -> str:
     """Return what a caption must add about data and runs, in full-width brackets, or an empty string."""
-    data, used = _context["data"], _context["runs"] if runs is None else _flat(runs)
+    data, runs = _context["data"], _context["runs"] if runs is None else runs
+    used = _flat(runs)
     parts = []
     names = {run.data["name"] for run in used} | ({data.name} if data is not None and not used else set())
     if "synthetic" in names:
         parts.append("合成数据")
     if used:
-        seeds: dict[tuple[str, str], set[int]] = {}
-        for run in used:
-            seeds.setdefault((run.recipe.name, run.data["fingerprint"]), set()).add(run.seed)
+        if isinstance(runs, Mapping) and all(isinstance(group, Sequence) for group in runs.values()):
+            counts = [len(group) for group in runs.values()]  # one label's seeds may bear two names of a recipe
+        else:
+            seeds: dict[tuple[str, str], set[int]] = {}
+            for run in used:
+                seeds.setdefault((run.recipe.name, run.data["fingerprint"]), set()).add(run.seed)
+            counts = [len(numbers) for numbers in seeds.values()]
         images = _span(run.data["train_images"] for run in used)
         epochs = _span(run.recipe.epochs for run in used)
-        parts.append(f"训练图像 {images} 张、{epochs} 轮、{_span(map(len, seeds.values()))} 个种子")
+        parts.append(f"训练图像 {images} 张、{epochs} 轮、{_span(filter(None, counts))} 个种子")
     elif data is not None and "抽取的子集" in data.provenance:  # the words of Dataset.subset
         parts.append(f"子集：训练图像 {len(data.train):,} 张、测试图像 {len(data.test):,} 张")
     return f"（{'；'.join(parts)}）" if parts else ""

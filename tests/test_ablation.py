@@ -56,7 +56,7 @@ def test_the_sentence_names_the_winner_when_one_setting_is_better():
     said = conclude("块数", family)
     assert "按验证准确率选出的是块数 6（基线），它的测试准确率是 80." in said.replace("79.", "80.")
     assert "显著更低的是块数 1（低" in said and "等价" not in said and "分不出高下" not in said
-    assert "没有比它更省的" in said
+    assert "其余取值都显著更差" in said
 
 
 def test_the_sentence_changes_by_itself_when_two_settings_tie():
@@ -86,6 +86,18 @@ def test_a_lead_by_chance_is_likelier_the_smaller_it_is():
     assert chance_of_lead(0.0, 1.0, 4) == 1.0
     assert chance_of_lead(0.3, 1.0, 4) > chance_of_lead(1.0, 1.0, 4) > chance_of_lead(3.0, 1.0, 4)
     assert chance_of_lead(0.3, 1.0, 2) == pytest.approx(2 * norm.sf(0.3 / 2**0.5), abs=0.01)
+
+
+def test_one_setting_of_one_seed_does_not_silence_the_others():
+    runs = study(blocks1=0.60, blocks4=0.85, blocks6=0.80)
+    runs["块数 4"] = runs["块数 4"][:1]
+    (family,) = families(runs).values()
+    said = conclude("块数", family)
+    assert "选出的是块数 6（基线）" in said and "显著更低的是块数 1（低" in said  # though block 4's one seed is higher
+    assert "种子少于 3 个、不作判断的是块数 4（高 4.9" in said
+    assert answer({"块数": family}).startswith("各旋钮的两端") and "不作判断" not in answer({"块数": family})
+    (few,) = families(study(seeds=1, blocks1=0.60, blocks6=0.80)).values()
+    assert "注意力头数的种子少于 3 个，不作判断" in answer({"块数": family, "注意力头数": few})
 
 
 def test_one_seed_never_decides():

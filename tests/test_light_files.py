@@ -13,12 +13,12 @@ import torch_pruning
 import toy
 from torch import nn
 
-from labreport.analysis import kernels, latency, quantised
+from labreport.analysis import kernels, latency, prune, quantised
 from vitlib.cli import main
 from vitlib.cost import count_on
 from vitlib.errors import UserError
 from vitlib.evaluate import predict
-from vitlib.light import prune, quantize
+from vitlib.light import quantize
 from vitlib.light.export import CPU, OnnxModel, export, load_onnx, to_onnx
 from vitlib.models import count, create_model
 from vitlib.models.transfer import channel_norms, head_norms

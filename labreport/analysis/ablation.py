@@ -82,7 +82,8 @@ def conclude(title: str, family: "Family") -> str:
 
     The setting is chosen by the validation accuracy at the end; only then is it compared with each other one on
     the test images (Holm's correction). The cheapest of those not shown to be worse is named, and whether it has been
-    shown to be equivalent; with too few seeds nothing can be shown, and none is named.
+    shown to be equivalent. Settings with too few seeds neither are chosen nor judged, only told, where two others have
+    enough; with too few everywhere nothing can be shown, and none is named.
     """
     usable = _finished(family)
     said = f"**{title}**　"
@@ -90,8 +91,9 @@ def conclude(title: str, family: "Family") -> str:
         said += f"{'、'.join(gone)}有训练中止的运行，不参与比较。"
     if len(usable) < 2:
         return stats.spaced(f"{said}没有两个可以比较的取值。")
-    best = max(usable, key=lambda label: float(np.mean([run.history["val_accuracy"][-1] for run in usable[label]])))
-    tests = stats.compare_table(_correct(usable), best)
+    judged = _with_enough_seeds(usable) or usable
+    best = max(judged, key=lambda label: float(np.mean([run.history["val_accuracy"][-1] for run in judged[label]])))
+    tests = stats.compare_table(_correct(judged), best)
     accuracy = stats.summary([run.accuracy for run in usable[best]])
     said += f"按验证准确率选出的是{best}，它的测试准确率是 {accuracy.percent} %。"
     parts = []
@@ -99,10 +101,11 @@ def conclude(title: str, family: "Family") -> str:
         if told := [_gap(test) for test in tests if test.verdict == verdict]:
             parts.append(f"{words}{'、'.join(told)}")
     said += "；".join(parts) + "。"
-    few = min(len(runs) for runs in usable.values())
-    if few < stats.FEWEST_SEEDS:
-        return stats.spaced(f"{said}有的取值只有 {few} 个种子，高下与够不够用都还不能断定，差值只供参考。")
-    flops = {label: runs[0].flops for label, runs in usable.items()}
+    few = {label: runs for label, runs in usable.items() if len(runs) < stats.FEWEST_SEEDS}
+    if judged is usable and few:
+        seeds = min(map(len, few.values()))
+        return stats.spaced(f"{said}有的取值只有 {seeds} 个种子，高下与够不够用都还不能断定，差值只供参考。")
+    flops = {label: runs[0].flops for label, runs in judged.items()}
     standing = {test.names[0]: test.verdict for test in tests if test.verdict != "较低"}
     cheapest = min([best, *standing], key=lambda label: flops[label])
     if len(set(flops.values())) == 1:
@@ -111,8 +114,16 @@ def conclude(title: str, family: "Family") -> str:
         share = f"计算量是{best}的 {100 * flops[cheapest] / flops[best]:.0f} %"
         known = {"等价": "，而且与它等价", "证据不足": "，但还没有证明它与后者等价"}.get(standing[cheapest], "")
         said += f"没有被证明更差的取值里，{cheapest}最省，{share}{known}。"
-    else:
+    elif standing:
         said += "没有被证明更差的取值里，没有比它更省的。"
+    else:
+        said += "其余取值都显著更差。"
+    if few:
+        gaps = [
+            _gap(stats.compare(correct, _correct(usable)[best], (label, best)))
+            for label, correct in _correct(few).items()
+        ]
+        said += f"种子少于 {stats.FEWEST_SEEDS} 个、不作判断的是{'、'.join(gaps)}。"
     return stats.spaced(said)
 
 
@@ -140,12 +151,13 @@ def answer(families: "Mapping[str, Family]") -> str:
     ratio = {title: max(flops) / min(flops) for title, flops in costs.items()}
     told = [f"{title}相差 {ratio[title]:.1f} 倍" if ratio[title] > 1.05 else f"{title}几乎不改变它" for title in dear]
     price = f"代价是确定的：计算量在所试的取值之间，{'，'.join(told)}。"
-    if min(len(runs) for family in usable.values() for runs in family.values()) < stats.FEWEST_SEEDS:
+    judged = {title: ready for title, family in usable.items() if (ready := _with_enough_seeds(family))}
+    if not judged:
         return stats.spaced(f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断；{price}")
     # the two ends of each knob: chosen by their values, not by their results
     ends = [
         stats.compare(correct[last], correct[first], (last, first))
-        for correct in map(_correct, usable.values())
+        for correct in map(_correct, judged.values())
         for first, *_, last in [list(correct)]
     ]
     tests = sorted(stats.corrected(ends), key=lambda test: -abs(test.difference))
@@ -154,7 +166,9 @@ def answer(families: "Mapping[str, Family]") -> str:
         f"{test.names[0]}与{test.names[1]}相比{_gap(test)[len(test.names[0]) :]}，{words[test.verdict]}"
         for test in tests
     ]
-    return stats.spaced(f"各旋钮的两端（p 值经 Holm 校正）：{'；'.join(gains)}。{price}")
+    silent = [title for title in usable if title not in judged]
+    rest = f"{'、'.join(silent)}的种子少于 {stats.FEWEST_SEEDS} 个，不作判断。" if silent else ""
+    return stats.spaced(f"各旋钮的两端（p 值经 Holm 校正）：{'；'.join(gains)}。{rest}{price}")
 
 
 def steps(family: "Family") -> list[stats.Comparison]:
@@ -191,6 +205,12 @@ def _arguments(run: "Run") -> dict[str, Any]:
 
 def _finished(family: "Family") -> "dict[str, Sequence[Run]]":
     return {label: runs for label, runs in family.items() if not any(run.failed for run in runs)}
+
+
+def _with_enough_seeds(family: "Family") -> "dict[str, Sequence[Run]]":
+    """Return the settings that can be judged, where there are at least two of them."""
+    enough = {label: runs for label, runs in family.items() if len(runs) >= stats.FEWEST_SEEDS}
+    return enough if len(enough) > 1 else {}
 
 
 def _correct(family: "Family") -> dict[str, list[np.ndarray]]:

@@ -83,9 +83,9 @@ METHODS: list[tuple[str, Recipe, bool]] = [
     ("只留 2 块", FEWER_BLOCKS, True),
     ("嵌入维数 128", NARROWER, True),
     ("小模型", CHILD, False),
-    ("小模型，蒸馏", DISTILLED, True),
-    ("小模型，硬蒸馏", HARD, False),
-    ("小模型，由 CNN 蒸馏", BY_CNN, False),
-    ("小模型，蒸馏词元", TOKEN, False),
+    ("小模型（蒸馏）", DISTILLED, True),
+    ("小模型（硬蒸馏）", HARD, False),
+    ("小模型（由 CNN 蒸馏）", BY_CNN, False),
+    ("小模型（蒸馏词元）", TOKEN, False),
     ("推荐的轻量模型", LIGHT, True),
 ]
