@@ -201,8 +201,9 @@ def remark(runs: Runs | None = None) -> str:
     if "synthetic" in names:
         parts.append("合成数据")
     if used:
-        if isinstance(runs, Mapping) and all(isinstance(group, Sequence) for group in runs.values()):
-            counts = [len(group) for group in runs.values()]  # one label's seeds may bear two names of a recipe
+        groups = [group for group in runs.values() if isinstance(group, Sequence)] if isinstance(runs, Mapping) else []
+        if groups:
+            counts = [len(group) for group in groups]  # one label's seeds may bear two names of a recipe
         else:
             seeds: dict[tuple[str, str], set[int]] = {}
             for run in used:
