@@ -201,9 +201,9 @@ def remark(runs: Runs | None = None) -> str:
     if "synthetic" in names:
         parts.append("合成数据")
     if used:
-        groups = [group for group in runs.values() if isinstance(group, Sequence)] if isinstance(runs, Mapping) else []
-        if groups:
-            counts = [len(group) for group in groups]  # one label's seeds may bear two names of a recipe
+        groups = tuple(runs.values()) if isinstance(runs, Mapping) else ()
+        if any(isinstance(group, Sequence) for group in groups):  # one label's seeds may bear two names of a recipe
+            counts = [len(group) if isinstance(group, Sequence) else 1 for group in groups]
         else:
             seeds: dict[tuple[str, str], set[int]] = {}
             for run in used:
