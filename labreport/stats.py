@@ -26,15 +26,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from scipy.stats import t as student
 
 from vitlib.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Verdict = Literal["较高", "较低", "等价", "证据不足"]
 FEWEST_SEEDS = 3
@@ -228,16 +226,15 @@ def holm(p: Sequence[float]) -> list[float]:
     return np.minimum(adjusted, 1).tolist()
 
 
-def frame(comparisons: Sequence[Comparison]) -> "pd.DataFrame":
+def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """The comparisons as a table for readers, with Chinese columns, in percentage points."""
-    import pandas as pd
-
     return pd.DataFrame(
         {
             "对比": [spaced(f"{row.names[0]}减{row.names[1]}") for row in comparisons],
             "差（百分点）": [_points(row.difference, sign=True) for row in comparisons],
             "95 % 区间": [f"[{_points(row.low)}, {_points(row.high)}]" for row in comparisons],
-            "p": ["—" if math.isnan(row.p) else _p_value(row.p) for row in comparisons],
+            "种子": [" / ".join(map(str, dict.fromkeys(row.seeds))) for row in comparisons],
+            "p": [_p_value(row.p) for row in comparisons],
             "结论": ["对错相同" if row.identical else row.verdict for row in comparisons],
         }
     )
@@ -292,7 +289,7 @@ def _points(fraction: float, sign: bool = False) -> str:
 
 
 def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "—" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def spaced(text: str) -> str:

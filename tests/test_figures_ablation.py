@@ -42,7 +42,16 @@ def test_each_knob_stands_against_each_cost():
     np.testing.assert_allclose(fig.axes[3].lines[0].get_ydata(), [51, 57, 63, 69])
     low = fig.axes[0].collections[0].get_segments()[0][0][1]
     assert low == pytest.approx(51 - 4.303 * 1 / 3**0.5, abs=0.01)  # Student's t with two degrees of freedom
-    assert figures.costs(points(seeds=1)).axes[0].collections[0].get_segments()[0][0][1] == pytest.approx(50)
+    few = figures.costs(points(seeds=1)).axes[0]
+    assert few.collections[0].get_segments()[0][0][1] == pytest.approx(50)
+    assert few.lines[-1].get_markerfacecolor() == "white" and few.lines[-1].get_xdata(orig=False).size == 3
+    assert fig.axes[0].lines[-1].get_xdata(orig=False).size == 0
+
+
+def test_names_of_settings_that_cost_the_same_do_not_meet():
+    rows = [{"knob": "注意力头数", "value": h, "label": f"注意力头数 {h}", "accuracies": [0.55 + 0.0005 * h],
+             "flops": 160.0, "latency": 2.0, "memory": 300.0} for h in (1, 2, 4, 8, 16)]  # fmt: skip
+    assert_no_text_overlaps(figures.costs(pd.concat([points(), pd.DataFrame(rows)], ignore_index=True)))
 
 
 def test_the_joint_figure_names_the_front_and_nothing_else():

@@ -188,6 +188,7 @@ def test_a_table_is_corrected_and_keeps_its_order():
     shown = frame(rows)
     assert list(shown["结论"]) == [row.verdict for row in rows]
     assert shown["对比"][0] == "很好减基线" and shown["p"][1] == "—"
+    assert list(shown["种子"]) == ["4", "1 / 4", "4"]
     with pytest.raises(UserError, match="基线"):
         compare_table(table, "不存在")
 

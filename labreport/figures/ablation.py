@@ -19,7 +19,7 @@ COLUMNS = {"flops": "MFLOPs", "latency": "推理 / （毫秒 / 张）", "memory"
 
 
 def costs(points: pd.DataFrame) -> Figure:
-    """Accuracy against each cost, a row a knob: mean over seeds, the 95 % interval from three seeds on.
+    """Accuracy against each cost, a row a knob: mean over seeds, the 95 % interval from three seeds on, else hollow.
 
     ``points``: a row a setting with the columns ``knob``, ``value`` (written beside the point), ``accuracies``
     (a list, one a seed) and the numbers in ``COLUMNS``. Settings of a knob are joined in their order.
@@ -29,15 +29,20 @@ def costs(points: pd.DataFrame) -> Figure:
         len(titles), len(COLUMNS), figsize=(WIDTH, 1.4 * len(titles) + 0.4), layout="constrained",
         squeeze=False, sharey=True, sharex="col",
     )  # fmt: skip
+    apart = 100 * np.ptp([np.mean(group) for group in points["accuracies"]]) / 7  # names closer than this would meet
     for row, (title, colour, marker) in enumerate(zip(titles, _palette(titles).values(), MARKERS, strict=False)):
         own = points[points["knob"] == title]
         mean, half = _intervals(own["accuracies"])
+        few = np.array([len(group) < stats.FEWEST_SEEDS for group in own["accuracies"]])
         for ax, column in zip(axes[row], COLUMNS, strict=True):
             ax.errorbar(own[column], mean, yerr=half, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1)
+            ax.plot(own[column][few], mean[few], marker, color=colour, markersize=4, markerfacecolor="white", zorder=3)
             ax.set_xscale("log")
             ax.margins(x=0.15, y=0.25)
             beside = own[column].max() < 1.1 * own[column].min()  # points above one another: names in their order
-            heights = np.linspace(mean.min(), mean.max(), len(mean))[mean.argsort().argsort()] if beside else mean
+            middle, reach = (mean.max() + mean.min()) / 2, max(np.ptp(mean), apart * (len(mean) - 1)) / 2
+            spread = middle + reach * np.linspace(-1, 1, len(mean))
+            heights = spread[mean.argsort().argsort()] if beside and len(mean) > 1 else mean
             for x, y, value in zip(own[column], heights, own["value"], strict=True):
                 at = (9, -2.5) if beside else (3, 4)
                 ax.annotate(f"{value}", (x, y), at, textcoords="offset points", fontsize=7)
@@ -53,7 +58,7 @@ def joint(points: pd.DataFrame) -> Figure:
     """Accuracy against MFLOPs of all settings, a colour a knob; those on the front bear their names.
 
     ``points``: as for :func:`costs`, each setting once, with the column ``label``. A setting is on the front when none
-    as cheap is as good. Bars are 95 % intervals, from three seeds on.
+    as cheap is as good. Bars are 95 % intervals, from three seeds on; a white dot marks a setting of fewer.
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
     mean, half = _intervals(points["accuracies"])
@@ -64,6 +69,8 @@ def joint(points: pd.DataFrame) -> Figure:
         points, x="flops", y="percent", hue="knob", style="knob", palette=_palette(knobs),
         markers=list(MARKERS[: len(knobs)]), s=45, ax=ax,
     )  # fmt: skip
+    few = points[[len(group) < stats.FEWEST_SEEDS for group in points["accuracies"]]]
+    ax.plot(few["flops"], few["percent"], "o", color="white", markersize=2.5, zorder=3)
     best = front(points)
     ax.step(best["flops"], best["percent"], where="post", color="0.7", linewidth=1, label="前沿", zorder=1)
     for turn, (_, point) in enumerate(best.iterrows()):  # above and below in turn, so that neighbours do not meet
@@ -95,8 +102,9 @@ def beside_printed(settings: Mapping[str, tuple[float, Sequence[float]]], more: 
     for row, (said, own) in enumerate(settings.values()):
         ax.plot(said, row, "s", color=printed, markerfacecolor="none", label="旧报告" if row == 0 else None)
         values = 100 * np.asarray(own)
-        ax.plot(values, [row] * len(values), "o", color="0.55", markersize=3.5, label="各种子" if row == 0 else None)
-        ax.plot(values.mean(), row, "D", color=ours, markersize=5, label="本项目（均值）" if row == 0 else None)
+        seeds = {"color": "0.1", "markersize": 7, "zorder": 4, "label": "各种子" if row == 0 else None}
+        ax.plot(values, [row] * len(values), "|", **seeds)
+        ax.plot(values.mean(), row, "D", color=ours, markersize=6, label="本项目（均值）" if row == 0 else None)
     for i, accuracy in enumerate(more):
         label = "默认设置的各种子，完整轮数" if i == 0 else None
         ax.axvline(100 * accuracy, color="0.7", linewidth=0.9, linestyle="--", zorder=0, label=label)

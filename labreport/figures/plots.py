@@ -254,7 +254,7 @@ def _crowded(names: Sequence[str]) -> bool:
 def _palette(labels: Iterable[str]) -> dict[str, Any]:
     """Colours by label; a baseline is nearly black in every figure, so that panels can be compared by it."""
     labels = list(labels)
-    others = [label for label in labels if "（基线）" not in label]
+    others = [label for label in labels if label != "基线" and "（基线）" not in label]
     colours = dict(zip(others, sns.color_palette("colorblind", len(others)), strict=True))
     return {label: colours.get(label, (0.15, 0.15, 0.15)) for label in labels}
 
