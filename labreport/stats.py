@@ -283,9 +283,9 @@ def _tail(distance: float, error: float, freedom: float) -> float:
 
 def _points(fraction: float, sign: bool = False) -> str:
     """Percentage points with one decimal, two where one would hide the sign; a true minus."""
-    points = 100 * fraction
+    points = 100 * fraction if abs(fraction) >= 5e-5 else 0.0
     digits = 2 if 0 < abs(points) < 0.05 else 1
-    return f"{points:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    return f"{points:{'+' if sign and points else ''}.{digits}f}".replace("-", "−")
 
 
 def _p_value(p: float) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,6 +188,7 @@ def test_a_table_is_corrected_and_keeps_its_order():
     assert (rows[2].low, rows[2].high) == (single.low, single.high)
     shown = frame(rows)
     assert list(shown["结论"]) == [row.verdict for row in rows]
+    assert frame([replace(single, difference=2e-5, low=-4e-4)]).iloc[0, 1:3].tolist()[0] == "0.0"  # not "+0.00"
     assert shown["对比"][0] == "很好减基线" and shown["p"][1] == "—"
     assert list(shown["种子"]) == ["4", "1 / 4", "4"]
     with pytest.raises(UserError, match="基线"):

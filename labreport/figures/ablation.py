@@ -159,8 +159,9 @@ def importance(heads: Any, blocks: Any, errors: Any) -> Figure:
         1, 2, figsize=(WIDTH, 0.3 * len(blocks) + 1.1), layout="constrained", width_ratios=(3, 2)
     )
     limit = max(1.0, float(np.abs(heads).max()))
+    written = [[f"{round(value, 1) + 0:.1f}".replace("-", "−") for value in row] for row in heads]
     sns.heatmap(
-        heads, ax=left, cmap="vlag_r", vmin=-limit, vmax=limit, annot=heads.shape[1] <= 8, fmt=".1f",
+        heads, ax=left, cmap="vlag_r", vmin=-limit, vmax=limit, annot=written if heads.shape[1] <= 8 else False, fmt="",
         annot_kws={"size": 7}, yticklabels=names, xticklabels=[f"头 {i + 1}" for i in range(heads.shape[1])],
         cbar_kws={"label": "准确率下降 / 百分点"},
     )  # fmt: skip
