@@ -128,6 +128,7 @@ def test_token_merging_runs_on_a_folder_of_other_classes_and_sizes(tmp_path, mon
     folder = write_folder(tmp_path / "fruit", images)
     html = page([execute(PATHS[3], tmp_path / "out", data=str(folder))])
     assert "不必训练的方法（词元合并" in html and "合成数据" not in html
+    assert "小模型的参数量是最佳配方的" in html  # found by its label's beginning
 
 
 @pytest.mark.slow

@@ -172,6 +172,8 @@ CPU_LIGHT = CPU_LONG.but(
     name="cpu-light", model_args={"d_model": 80, "ffn_hidden_channels": 160}, teacher=CPU_LONG,
     distill={"kind": "soft", "weight": 0.5, "temperature": 2.0},
 )  # fmt: skip
+# The child of cpu-varied, as varied as its teacher and for longer: a child that imitates needs patience.
+CPU_CHILD = CPU_LIGHT.but(name="cpu-child", teacher=CPU_VARIED, epochs=30, augment={"trivial": True})
 # What one GPU can do while one holds one's breath: the recipe that `vitlib speedrun` times. A large batch, because
 # launches, not arithmetic, limit a small one.
 FAST = Recipe(
@@ -184,7 +186,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        CPU, CPU_LONG, CPU_LONGEST, CPU_VARIED, CPU_LIGHT, FAST,
+        CPU, CPU_LONG, CPU_LONGEST, CPU_VARIED, CPU_LIGHT, CPU_CHILD, FAST,
     )
 }  # fmt: skip
 
