@@ -1,5 +1,6 @@
 """What section 2.4 says and draws: verdicts on losses, pictures of surviving patches, its table of recipes."""
 
+import itertools
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,7 @@ import pytest
 import torch
 import toy
 
-from labreport import stats
+from labreport import show, stats
 from labreport.analysis import assess
 from labreport.analysis.kernels import Row
 from labreport.figures import light as figures
@@ -21,9 +22,11 @@ from vitlib.recipes import BEST, VIT, recipe_named
 
 
 @pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+def chinese_figures():
+    with plt.rc_context():
+        show.use_chinese()
+        yield
+        plt.close("all")
 
 
 def runs(accuracy, images=4000, seeds=3):
@@ -147,6 +150,16 @@ def test_both_costs_are_drawn_side_by_side_with_the_same_numbers():
     assert left.collections[0].get_offsets()[0].tolist() == pytest.approx([0.4, 90])
     assert [[text.get_text() for text in ax.texts] for ax in (left, right)] == [["1"], ["1", "2"]]
     assert len(left.collections[0].get_facecolor()) == 0 and len(right.collections[1].get_facecolor()) == 1
+
+
+def test_numbers_of_models_that_lie_together_do_not_meet():
+    near = {"label": list("甲乙丙丁"), "accuracy": [0.9, 0.902, 0.899, 0.6], "bytes": [1e6] * 4}
+    table = pd.DataFrame(near | {"flops": [1e8, 1.02e8, 1.01e8, 1e9], "seconds": [0.01, 0.0103, 0.0101, 0.1]})
+    for fig in (figures.tradeoff(table), figures.two_costs(table)):
+        fig.canvas.draw()
+        for ax in fig.axes:
+            boxes = [text.get_window_extent() for text in ax.texts]
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_kernels_that_did_not_run_are_not_drawn():

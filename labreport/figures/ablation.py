@@ -102,8 +102,7 @@ def beside_printed(settings: Mapping[str, tuple[float, Sequence[float]]], more: 
     for row, (said, own) in enumerate(settings.values()):
         ax.plot(said, row, "s", color=printed, markerfacecolor="none", label="旧报告" if row == 0 else None)
         values = 100 * np.asarray(own)
-        seeds = {"color": "0.1", "markersize": 7, "zorder": 4, "label": "各种子" if row == 0 else None}
-        ax.plot(values, [row] * len(values), "|", **seeds)
+        ax.plot(values, [row] * len(values), "|k", markersize=7, zorder=4, label="各种子" if row == 0 else None)
         ax.plot(values.mean(), row, "D", color=ours, markersize=6, label="本项目（均值）" if row == 0 else None)
     for i, accuracy in enumerate(more):
         label = "默认设置的各种子，完整轮数" if i == 0 else None

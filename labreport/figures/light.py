@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labreport.analysis.kernels import Row
@@ -28,7 +29,6 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
             x, y, s=max(12.0, 300 * share), alpha=0.75, linewidths=1.4, edgecolor=colours[label],
             facecolor="none" if label in baselines else colours[label], label=f"{number} {label}",
         )  # fmt: skip
-        ax.annotate(str(number), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
     ranked = table.sort_values("seconds")
     best = ranked[ranked["accuracy"] > ranked["accuracy"].cummax().shift(fill_value=-np.inf)]
     ax.step(1e3 * best["seconds"], 100 * best["accuracy"], where="post", color="0.75", linewidth=1, zorder=0)
@@ -36,9 +36,10 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     ax.margins(0.08, 0.12)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
-    _legend_below(fig, [ax], "圆的面积为模型文件的大小，空心为基线，阶梯线为前沿")
+    _legend_below(fig, [ax], "圆的面积为模型文件的大小，空心为基线与对照，阶梯线为前沿")
     for handle in fig.legends[0].legend_handles:
         handle.set_sizes([24])  # type: ignore[union-attr]
+    _number(ax, columns[1], columns[2])
     return fig
 
 
@@ -58,16 +59,29 @@ def two_costs(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
                 x, y, s=24, linewidths=1.4, edgecolor=colours[name], label=f"{number} {name}",
                 facecolor="none" if name in baselines else colours[name],
             )  # fmt: skip
-            if np.isfinite(x):
-                ax.annotate(str(number), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
         ax.set(xlabel=label, xscale="log")
         ax.margins(0.1, 0.12)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter("{x:g}")
         ax.tick_params(axis="x", which="minor", labelsize=6)
     axes[0].set_ylabel("测试准确率 / %")
-    _legend_below(fig, list(axes), "空心为基线")
+    _legend_below(fig, list(axes), "空心为基线与对照")
+    for ax, (costs, _) in zip(axes, panels, strict=True):
+        _number(ax, costs, 100 * table["accuracy"])
     return fig
+
+
+def _number(ax: Axes, across: pd.Series, up: pd.Series) -> None:
+    """Number the points from 1, each beside it on the side that is furthest from points and other numbers."""
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where points come to lie
+    places = ax.transData.transform(np.column_stack([across, up])) * 72 / ax.figure.dpi
+    taken = [place for place in places if np.isfinite(place).all()]
+    sides = [(9 * math.cos(turn), 9 * math.sin(turn)) for turn in np.arange(1, 17, 2) * math.pi / 8]
+    for number, (x, y, place) in enumerate(zip(across, up, places, strict=True), start=1):
+        if np.isfinite(x):
+            best = max(sides, key=lambda side: min(math.dist(place + side, other) for other in taken))
+            ax.annotate(str(number), (x, y), best, textcoords="offset points", fontsize=7, ha="center", va="center")
+            taken.append(place + best)
 
 
 def shaded_patches(images: np.ndarray, shares: np.ndarray, scale: int = 4) -> np.ndarray:
