@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-NUMBER = re.compile(r"[-−+]?[\d,]*\.?\d+\s*(%|[±×\[(（].*)?|[—–-]|nan")
+NUMBER = re.compile(r"(< )?[-−+]?[\d,]*\.?\d+\s*(%|/ \d+|[±×\[(（].*)?|\[[-−\d., ]+\]|[—–-]|nan")
 
 
 def to_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str:

@@ -29,23 +29,27 @@ def costs(points: pd.DataFrame) -> Figure:
         len(titles), len(COLUMNS), figsize=(WIDTH, 1.4 * len(titles) + 0.4), layout="constrained",
         squeeze=False, sharey=True, sharex="col",
     )  # fmt: skip
-    apart = 100 * np.ptp([np.mean(group) for group in points["accuracies"]]) / 7  # names closer than this would meet
+    apart = 100 * np.ptp([np.mean(group) for group in points["accuracies"]]) / 4  # names closer than this would meet
     for row, (title, colour, marker) in enumerate(zip(titles, _palette(titles).values(), MARKERS, strict=False)):
         own = points[points["knob"] == title]
         mean, half = _intervals(own["accuracies"])
         few = np.array([len(group) < stats.FEWEST_SEEDS for group in own["accuracies"]])
+        reach = max(np.ptp(mean), apart * (len(mean) - 1)) / 2
         for ax, column in zip(axes[row], COLUMNS, strict=True):
             ax.errorbar(own[column], mean, yerr=half, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1)
             ax.plot(own[column][few], mean[few], marker, color=colour, markersize=4, markerfacecolor="white", zorder=3)
             ax.set_xscale("log")
             ax.margins(x=0.15, y=0.25)
-            beside = own[column].max() < 1.1 * own[column].min()  # points above one another: names in their order
-            middle, reach = (mean.max() + mean.min()) / 2, max(np.ptp(mean), apart * (len(mean) - 1)) / 2
-            spread = middle + reach * np.linspace(-1, 1, len(mean))
-            heights = spread[mean.argsort().argsort()] if beside and len(mean) > 1 else mean
-            for x, y, value in zip(own[column], heights, own["value"], strict=True):
-                at = (9, -2.5) if beside else (3, 4)
-                ax.annotate(f"{value}", (x, y), at, textcoords="offset points", fontsize=7)
+            if own[column].max() < 1.5 * own[column].min() and len(own) > 2:  # too near for names: a list beside them
+                spread = (mean.max() + mean.min()) / 2 + reach * np.linspace(-1, 1, len(mean))
+                for x, y, at, value in zip(
+                    own[column], mean, spread[mean.argsort().argsort()], own["value"], strict=True
+                ):
+                    ax.plot([x, 1.2 * own[column].max()], [y, at], color="0.6", linewidth=0.4, zorder=0)
+                    ax.text(1.25 * own[column].max(), at, f"{value}", fontsize=7, va="center")
+                continue
+            for x, y, value in zip(own[column], mean, own["value"], strict=True):
+                ax.annotate(f"{value}", (x, y), (3, 4), textcoords="offset points", fontsize=7)
         axes[row, 0].set_ylabel("准确率 / %")
         axes[row, 0].set_title(title, loc="left", fontsize=8)
     for ax, name in zip(axes[-1], COLUMNS.values(), strict=True):
