@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from labreport.figures.pictures import text_width
+
 if TYPE_CHECKING:
     import pandas as pd
 
 NUMBER = re.compile(r"(< )?[-−+]?[\d,]*\.?\d+\s*(%|/ \d+|[±×\[(（].*)?|\[[-−\d., ]+\]|[—–-]|nan")
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def to_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str:
@@ -24,22 +28,30 @@ def to_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str
     for name in frame.columns:
         spec = formats.get(name, "")
         columns.append((str(name), [_cell(value, spec) for value in frame[name]]))
-    numeric = [all(NUMBER.fullmatch(cell) for cell in cells) for _, cells in columns]
+    kinds = ["num" if all(NUMBER.fullmatch(cell) for cell in cells) else "txt" for _, cells in columns]
 
-    def row(tag: str, cells: Iterable[str]) -> str:
-        kinds = ("num" if number else "txt" for number in numeric)
-        return "".join(
-            f'<{tag} class="{kind}">{html.escape(cell)}</{tag}>' for kind, cell in zip(kinds, cells, strict=True)
-        )
+    def row(cells: Iterable[str]) -> str:
+        return "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(kinds, cells, strict=True))
 
-    head = row("th", (name for name, _ in columns))
-    body = "\n".join(f"<tr>{row('td', cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True))
+    head = "".join(
+        f'<th class="{kind}"{_room(cells) if kind == "txt" else ""}>{html.escape(name)}</th>'
+        for kind, (name, cells) in zip(kinds, columns, strict=True)
+    )
+    body = "\n".join(f"<tr>{row(cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True))
     return f'<table class="vitlib"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+
+
+def _room(cells: Iterable[str]) -> str:
+    """The width below which a browser may not break the cells: it would halve short words to give long ones room."""
+    return f' style="min-width: {min(8.0, max(map(text_width, cells)) / 2) + 1.3:.1f}em"'
 
 
 def _cell(value: Any, spec: str) -> str:
     if value is None or value != value:
         return "—"
+    if spec.endswith("e"):  # 3.3 × 10⁻⁵
+        digits, power = f"{value:{spec}}".split("e")
+        return f"{digits} × 10{str(int(power)).translate(RAISED)}".replace("-", "−")
     if spec:
         return format(value, spec).replace("-", "−")
     if isinstance(value, float):

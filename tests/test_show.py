@@ -178,13 +178,17 @@ def test_origins_hold_what_the_appendix_lists(shown):
 
 def test_tables_align_numbers_escape_text_and_show_typographic_minus(shown):
     frame = pd.DataFrame(
-        {"方法": ["<甲>", "乙"], "准确率": [0.5, -0.25], "参数": [137083658, 7], "值": [1.5, float("nan")]},
+        {"方法": ["<甲>", "乙"], "准确率": [0.5, -0.25], "参数": [137083658, 7], "值": [1.5, float("nan")],
+         "差": [3.3e-5, -1.0], "区间": ["[−1.0, 2.0]", "[0.1, 0.4]"]},
         index=["x", "y"],
-    )
-    show.table(frame, "表", "tab:a", formats={"准确率": ".1%"})
+    )  # fmt: skip
+    show.table(frame, "表", "tab:a", formats={"准确率": ".1%", "差": ".1e"})
     html = next(bundle["text/html"] for bundle, _ in shown if "text/html" in bundle)
     assert '<td class="txt">&lt;甲&gt;</td><td class="num">50.0%</td><td class="num">137,083,658</td>' in html
     assert '<td class="num">−25.0%</td><td class="num">7</td><td class="num">—</td>' in html
+    assert '<td class="num">3.3 × 10⁻⁵</td><td class="num">[−1.0, 2.0]</td>' in html
+    assert '<td class="num">−1.0 × 10⁰</td>' in html
+    assert '<th class="txt" style="min-width: 3.3em">方法</th>' in html  # "<甲>" is two characters wide
     assert '<td class="txt">x</td>' in html
     show.table(frame.reset_index(drop=True), "表", "tab:b")
     assert '<td class="txt">x</td>' not in shown[-1][0]["text/html"]
