@@ -46,10 +46,10 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def spoken_for(whole: Mapping[str, Sequence[Run]]) -> list[str]:
     """Return which of :func:`on_whole_data`'s recipes are to be compared: chosen by what they cost, not by their results.
 
-    The one trained on the most computation, and before it, where that has too few seeds, the one among those that have
-    enough.
+    The one trained on the most computation (of two that cost the same, the one with more seeds), and before it, where
+    that has too few seeds, the one among those that have enough.
     """
-    ranked = sorted(whole, key=lambda label: -whole[label][0].epochs * whole[label][0].flops)
+    ranked = sorted(whole, key=lambda name: (-whole[name][0].epochs * whole[name][0].flops, -len(whole[name])))
     return list(dict.fromkeys([*[name for name in ranked if len(whole[name]) >= FEWEST_SEEDS][:1], *ranked[:1]]))
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import display
 from matplotlib.font_manager import fontManager
 
@@ -25,7 +26,6 @@ from labreport.tables import to_html
 from vitlib.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from vitlib.data import Dataset
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 MAX_SVG = 160_000  # bytes; a figure that is larger as SVG is stored as PNG
 PNG_DPI = 200
-
 
 Runs: TypeAlias = "Mapping[str, Sequence[Run] | Run] | Iterable[Run]"
 _context: dict[str, Any] = {"data": None, "runs": ()}
@@ -151,8 +150,6 @@ def table(
     Raises:
         UserError: empty caption, malformed label, empty table or a format for no column.
     """
-    import pandas as pd
-
     if frame.empty:
         raise UserError(f"表 {label} 是空的：没有任何一行。请检查生成它的单元。")
     if unknown := set(formats or ()) - set(frame.columns):
@@ -173,7 +170,7 @@ def source(thing: Any) -> None:
             first = node.body[0]
             lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)  # type: ignore
     code = re.sub(r":\n\n+", ":\n", "\n".join(lines))
-    _markdown(f"```python\n{code.strip()}\n```")
+    _markdown(f"```python\n{code.strip()}\n```", "text")
 
 
 def text(markdown: str, place: str | None = None, *, update: bool = False) -> None:
@@ -182,14 +179,19 @@ def text(markdown: str, place: str | None = None, *, update: bool = False) -> No
     A paragraph with a ``place`` (a name) is replaced by a later one with the same place and ``update``, so
     that a section can begin with the answer it ends with.
     """
+    _markdown(spaced(markdown), "text", **({"display_id": place, "update": update} if place else {}))
+
+
+def headline(markdown: str) -> None:
+    """Show a section's main finding, one or two computed sentences; the report puts it into its abstract instead."""
+    _markdown(spaced(markdown), "headline")
+
+
+def _markdown(markdown: str, kind: str, **where: Any) -> None:
     if not markdown.strip():
-        raise UserError("show.text 收到了空文字，请检查生成它的语句。")
-    _markdown(spaced(markdown), **({"display_id": place, "update": update} if place else {}))
-
-
-def _markdown(markdown: str, **where: Any) -> None:
-    content = {"text/markdown": markdown, "text/plain": markdown}
-    display(content, raw=True, metadata={"vitlib": {"kind": "text"}}, **where)
+        raise UserError(f"show.{kind} 收到了空文字，请检查生成它的语句。")
+    content = dict.fromkeys(("text/markdown", "text/plain"), markdown)
+    display(content, raw=True, metadata={"vitlib": {"kind": kind}}, **where)
 
 
 def remark(runs: Runs | None = None) -> str:

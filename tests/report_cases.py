@@ -75,6 +75,7 @@ def chapter(number="2.1", name="curve", rows=2):
         code("show.table(...)", table(f"tab:{name}", rows=rows), tags=["hide-input"]),
         code("show.text(...)", display({"text/markdown": f"由[图](#fig:{name})可见，$p<0.01$。"}, "text"),
              tags=["hide-input"]),
+        code("show.headline(...)", display({"text/plain": f"{number} 节：<高 1.0>。"}, "headline"), tags=["hide-input"]),
     ]  # fmt: skip
 
 

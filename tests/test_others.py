@@ -71,6 +71,8 @@ def test_who_speaks_is_chosen_by_cost_and_never_by_the_result():
     short, long, longest = group(3, 9, 2, 0.9), group(3, 16, 2, 0.8), group(1, 16, 3, 0.7)
     assert others.spoken_for({"short": short, "long": long, "longest": longest}) == ["long", "longest"]
     assert others.spoken_for({"short": short, "long": long}) == ["long"]
+    as_dear = group(1, 16, 2, 0.9)
+    assert others.spoken_for({"as dear": as_dear, "long": long}) == ["long"]  # the one with more seeds
     assert others.spoken_for({"longest": longest}) == ["longest"] and others.spoken_for({}) == []
 
 

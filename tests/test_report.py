@@ -45,6 +45,11 @@ def without_fonts(monkeypatch):
     monkeypatch.setattr(fonts, "embed", lambda soup: "")
 
 
+def test_the_abstract_ends_with_each_sections_headline_which_the_sections_do_not_repeat(page):
+    assert [line.get_text() for line in page.select(".abstract li")] == ["2.1 节：<高 1.0>。", "2.2 节：<高 1.0>。"]
+    assert page.get_text().count("2.1 节：<高 1.0>。") == 1
+
+
 def test_the_page_is_chinese_titled_and_asks_for_nothing(page):
     assert page.html["lang"] == "zh-CN" and page.title.string == "报告标题"
     assert not page.select("script, iframe, link, object, embed")
@@ -170,7 +175,7 @@ BROKEN = {
     "label twice": (lambda c: c[8].outputs.append(cases.figure()), "第 8 个单元.*fig:curve 已经用过"),
     "broken reference": (
         lambda c: c.append(new_markdown_cell("见[](#fig:none)。")),
-        "第 10 个单元.*#fig:none 找不到",
+        "第 11 个单元.*#fig:none 找不到",
     ),
     "broken in a computed sentence": (
         lambda c: c[9].outputs.append(cases.display({"text/markdown": "见[](#tab:none)"}, "text")),
@@ -191,7 +196,7 @@ BROKEN = {
     ),
     "cell not run": (lambda c: c[5].update(execution_count=None), "第 5 个单元没有运行过"),
     "no context": (lambda c: c[3].outputs.clear(), "2.1_bad 没有调用 show.set_context"),
-    "bad formula": (lambda c: c.append(new_markdown_cell("$\\frac{a$")), "第 10 个单元.*frac.*不能转换"),
+    "bad formula": (lambda c: c.append(new_markdown_cell("$\\frac{a$")), "第 11 个单元.*frac.*不能转换"),
     "bad formula in a caption": (
         lambda c: c[7].outputs.append(cases.figure("fig:b", "$\\nonsense$")),
         "第 7 个单元.*nonsense.*不能转换",

@@ -116,6 +116,8 @@ def test_empty_things_are_refused():
         show.table(pd.DataFrame({"a": [1]}), "甲", "tab:a", formats={"b": ".1%"})
     with pytest.raises(UserError, match="空文字"):
         show.text("  ")
+    with pytest.raises(UserError, match="空文字"):
+        show.headline("")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ HIDDEN = {"hide-input", "parameters", "injected-parameters"}
 def merge(paths: Sequence[Path]) -> tuple[NotebookNode, list[dict[str, Any]]]:
     """Return the cells of executed notebooks as one notebook, and the origins that they carry.
 
-    Every cell is marked with where it comes from; progress bars, previews and hidden inputs are taken out.
+    Every cell is marked with where it comes from; progress bars, previews and hidden inputs are taken out, and so are
+    headlines, which travel with the origins to the abstract.
 
     Raises:
         UserError: a cell that failed or was not run, a figure or table without caption, a notebook that
@@ -55,7 +56,9 @@ def _clean(cell: NotebookNode, where: str) -> list[dict[str, Any]]:
             raise UserError(f"{where}出错：{output.ename}: {output.evalue}")
         if meta.get("runs") or kind == "origin":
             origins.append({"runs": meta["runs"], "data": meta.get("data")})
-        if kind in ("origin", "preview") or output.get("name") == "stderr":
+        if kind == "headline":
+            origins.append({"runs": [], "data": None, "headline": data["text/plain"]})
+        if kind in ("origin", "preview", "headline") or output.get("name") == "stderr":
             continue
         if "application/vnd.jupyter.widget-view+json" in data or str(data.get("text/plain", "")).startswith("<"):
             continue  # widgets need a kernel; a bare repr such as <Axes: ...> says nothing to a reader

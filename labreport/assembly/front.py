@@ -50,6 +50,7 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """
     runs: dict[str, dict[str, Any]] = {}
     data: dict[str, dict[str, Any]] = {}
+    origins = list(origins)
     for origin in origins:
         runs.update({run["key"]: dict(run) for run in origin["runs"]})
         if facts := origin["data"]:
@@ -64,6 +65,7 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
     words = [facts["provenance"] for facts in data.values()]
     return {
         "date": f"{today.year} 年 {today.month} 月 {today.day} 日",
+        "headlines": [origin["headline"] for origin in origins if "headline" in origin],
         "data": list(data.values()),
         # a subset's words begin with those of the whole: the cover names the subset only
         "sources": [text for text in words if not any(other != text and other.startswith(text) for other in words)],
