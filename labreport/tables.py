@@ -43,7 +43,7 @@ def to_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str
 
 def _room(cells: Iterable[str]) -> str:
     """The width below which a browser may not break the cells: it would halve short words to give long ones room."""
-    return f' style="min-width: {min(8.0, max(map(text_width, cells)) / 2) + 1.3:.1f}em"'
+    return f' style="min-width: {min(8.0, 0.55 * max(map(text_width, cells))) + 1.3:.1f}em"'
 
 
 def _cell(value: Any, spec: str) -> str:

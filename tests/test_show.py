@@ -190,7 +190,7 @@ def test_tables_align_numbers_escape_text_and_show_typographic_minus(shown):
     assert '<td class="num">−25.0%</td><td class="num">7</td><td class="num">—</td>' in html
     assert '<td class="num">3.3 × 10⁻⁵</td><td class="num">[−1.0, 2.0]</td>' in html
     assert '<td class="num">−1.0 × 10⁰</td>' in html
-    assert '<th class="txt" style="min-width: 3.3em">方法</th>' in html  # "<甲>" is two characters wide
+    assert '<th class="txt" style="min-width: 3.5em">方法</th>' in html  # "<甲>" is four letters wide
     assert '<td class="txt">x</td>' in html
     show.table(frame.reset_index(drop=True), "表", "tab:b")
     assert '<td class="txt">x</td>' not in shown[-1][0]["text/html"]
