@@ -80,6 +80,15 @@ def test_a_method_keeps_its_colour_in_both_panels_and_gaps_stay_open():
     assert left.lines[1].get_color() == right.lines[0].get_color() != left.lines[0].get_color()
 
 
+def test_many_methods_at_one_factor_stand_side_by_side_and_differ():
+    (ax,) = figures_imbalance.against_factor(
+        {"本项目": pd.DataFrame({100: [50.0] * 12}, list("甲乙丙丁戊己庚辛壬癸子丑"))}
+    ).axes
+    assert len({line.get_xdata()[0] for line in ax.lines}) == 12
+    looks = {(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in ax.lines}
+    assert len(looks) == 12
+
+
 def test_classes_stand_by_falling_size_and_likeness_in_bins():
     (ax,) = figures_imbalance.by_class(
         {"甲": np.array([1.0, 2.0, 3.0])}, ["a", "b", "c"], np.array([5, 9, 7]), "y"

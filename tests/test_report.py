@@ -1,7 +1,9 @@
 """The report's page: numbers, references, checks, front page, appendix, fonts, and that it asks for nothing."""
 
 import base64
+import csv
 import io
+import json
 import re
 from urllib.parse import unquote
 
@@ -10,13 +12,13 @@ import report_cases as cases
 from bs4 import BeautifulSoup
 from fontTools.pens.areaPen import AreaPen
 from fontTools.ttLib import TTFont
-from nbformat.v4 import new_markdown_cell, new_output
+from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
 from labreport.assembly import fonts, mathml
 from labreport.assembly.build import assemble
 from labreport.assembly.document import merge
 from labreport.assembly.exporter import to_html
-from labreport.assembly.front import duration, gather, read_members
+from labreport.assembly.front import bibliography, duration, gather, read_members
 from vitlib.errors import UserError
 from vitlib.paths import share
 
@@ -48,6 +50,16 @@ def without_fonts(monkeypatch):
 def test_the_abstract_ends_with_each_sections_headline_which_the_sections_do_not_repeat(page):
     assert [line.get_text() for line in page.select(".abstract li")] == ["2.1 节：<高 1.0>。", "2.2 节：<高 1.0>。"]
     assert page.get_text().count("2.1 节：<高 1.0>。") == 1
+
+
+def test_every_paper_that_a_notebook_cites_is_in_the_bibliography_and_no_other():
+    texts = [path.read_text("utf-8") for path in sorted(share("notebooks").glob("2.*.ipynb"))]
+    prose = "\n".join("".join(cell["source"]) for text in texts for cell in json.loads(text)["cells"])
+    cited = set(re.findall(r"[A-Z][a-z]+(?: 与 [A-Z][a-z]+| 等)，(?:19|20)\d\d", prose))
+    with (share("report") / "references" / "papers.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["引用"] for row in csv.DictReader(file)} == cited
+    notebook = new_notebook(cells=[new_markdown_cell("焦点损失（Lin 等，2017，式 4）")])
+    assert [paper.split(",")[0] for paper in bibliography(notebook)] == ["Lin T-Y"]
 
 
 def test_the_page_is_chinese_titled_and_asks_for_nothing(page):
@@ -116,9 +128,9 @@ def test_the_appendix_lists_every_run_once_and_marks_old_ones():
     runs = [cases.run_facts("k1", 1), cases.run_facts("k0", 0, stale=True), cases.run_facts("k1", 1)]
     facts = gather([{"runs": runs, "data": None}])
     assert [(run["key"], run["machine"], run["time"]) for run in facts["runs"]] == [
-        ("k0", "M1", "1 分 13 秒"), ("k1", "M1", "1 分 13 秒"),
+        ("k0", "机 1", "1 分 13 秒"), ("k1", "机 1", "1 分 13 秒"),
     ]  # fmt: skip
-    assert facts["stale"] == 1 and facts["machines"] == [("M1", "Some CPU", "python 3.11.2，torch 2.15.0")]
+    assert facts["stale"] == 1 and facts["machines"] == [("机 1", "Some CPU", "python 3.11.2，torch 2.15.0")]
     assert facts["synthetic"] and [data["fingerprint"] for data in facts["data"]] == ["0123456789abcdef"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from labreport.assembly.browser import INSTALL, find_browser
-from labreport.assembly.front import gather, read_members
+from labreport.assembly.front import bibliography, gather, read_members
 from vitlib.errors import UserError
 from vitlib.paths import build_dir, share
 
@@ -61,7 +61,8 @@ def assemble(executed: Sequence[Path], out_dir: Path, *, members: Path | None = 
     browser = find_browser()
     title, abstract = _front_matter(share("report") / "front.md")
     notebook, origins = merge(executed)
-    html, unused = to_html(notebook, {"title": title, "abstract": abstract, **people, **gather(origins)})
+    front = {"title": title, "abstract": abstract, **people, **gather(origins), "papers": bibliography(notebook)}
+    html, unused = to_html(notebook, front)
     final_html, final_pdf = out_dir / "report.html", out_dir / "report.pdf"
     with TemporaryDirectory(prefix="report-", dir=out_dir, ignore_cleanup_errors=True) as name:
         new_html, new_pdf = Path(name) / "report.html", Path(name) / "report.pdf"

@@ -1,5 +1,6 @@
 """The parts that no notebook writes: the front page from members.yml, the appendix from the runs' origins."""
 
+import csv
 import importlib.metadata
 import platform
 from collections.abc import Iterable
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nbformat import NotebookNode
 
 from vitlib.errors import UserError
+from vitlib.paths import share
 
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn", "scipy", "nbconvert")
 
@@ -34,19 +37,26 @@ def read_members(path: Path) -> dict[str, Any]:
     for at, member in enumerate(members, start=1):
         if not isinstance(member, dict) or not all(member.get(name) for name in ("name", "work")):
             raise UserError(f"成员表 {path} 的第 {at} 位成员缺 name 或 work。")
-        share = member.get("share")
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 100:
-            raise UserError(f"成员表 {path} 里 {member['name']} 的 share={share!r} 应是 0 到 100 的数（百分比）。")
-        total += share
+        part = member.get("share")
+        if not isinstance(part, int | float) or isinstance(part, bool) or not 0 <= part <= 100:
+            raise UserError(f"成员表 {path} 里 {member['name']} 的 share={part!r} 应是 0 到 100 的数（百分比）。")
+        total += part
     if abs(total - 100) > 1e-6:
         raise UserError(f"成员表 {path} 的分工比例加起来是 {total:g}%，应是 100%；请改正各人的 share。")
     return {"course": content.get("course", ""), "members": members}
 
 
+def bibliography(notebook: NotebookNode) -> list[str]:
+    """Return the papers that the cells of a merged notebook cite, such as “Lin 等，2017”, in alphabetical order."""
+    prose = "\n".join(cell.source for cell in notebook.cells)
+    with (share("report") / "references" / "papers.csv").open(encoding="utf-8", newline="") as file:
+        return [row["文献"] for row in csv.DictReader(file) if row["引用"] in prose]
+
+
 def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return what the front page and the appendix say about data, machines, runs and software.
 
-    Runs appear once each; machines get short names M1, M2, ... for the table of runs.
+    Runs appear once each; machines get short names 机 1, 机 2, ... for the table of runs.
     """
     runs: dict[str, dict[str, Any]] = {}
     data: dict[str, dict[str, Any]] = {}
@@ -58,7 +68,7 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
     machines: dict[tuple[str, str], str] = {}
     for run in runs.values():
         software = "，".join(f"{name} {version}" for name, version in run["versions"].items())
-        run["machine"] = machines.setdefault((run["device"], software), f"M{len(machines) + 1}")
+        run["machine"] = machines.setdefault((run["device"], software), f"机 {len(machines) + 1}")
         run["time"] = duration(run["seconds"])
         data.setdefault(run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]})
     today = date.today()

@@ -109,19 +109,21 @@ def against_factor(panels: "Mapping[str, pd.DataFrame]") -> Figure:
     )
     drawn: dict[str, object] = {}
     for ax, (title, frame) in zip(axes[0], panels.items(), strict=True):
-        for label, row in frame.iterrows():
-            known = row.dropna()
+        # points of a single factor would hide one another: they stand side by side about it
+        beside = np.geomspace(0.8, 1.25, len(frame)) if frame.notna().any().sum() == 1 else np.ones(len(frame))
+        for (label, row), shift in zip(frame.iterrows(), beside, strict=True):
+            known, again = row.dropna(), labels.index(str(label)) >= 10  # colours and markers are ten
             (line,) = ax.plot(
-                known.index.to_numpy(float), known.to_numpy(float), color=colours[str(label)], markersize=4,
-                marker=MARKERS[labels.index(str(label))], label=str(label),
-                linestyle="-" if labels.index(str(label)) < 10 else "--",  # colours and markers are ten
+                shift * known.index.to_numpy(float), known.to_numpy(float), color=colours[str(label)], markersize=4,
+                marker=MARKERS[labels.index(str(label))], label=str(label), linestyle="--" if again else "-",
+                markerfacecolor="none" if again else None,
             )  # fmt: skip
             drawn.setdefault(str(label), line)
         factors = sorted({float(factor) for frame in panels.values() for factor in frame.columns})
         ax.set(title=title, xscale="log", xlabel="不平衡因子", ylabel="测试准确率 / %")
         ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
         ax.minorticks_off()
-        ax.set_xlim(min(factors) / 1.3, max(factors) * 1.3)
+        ax.set_xlim(min(factors) / 1.4, max(factors) * 1.4)
     axes[0][-1].set_ylabel("") if len(panels) > 1 else None
     _legend_below(fig, [], None, list(drawn.values()))  # type: ignore[arg-type]
     return fig
