@@ -53,7 +53,7 @@ def _cell(value: Any, spec: str) -> str:
         digits, power = f"{value:{spec}}".split("e")
         return f"{digits} × 10{str(int(power)).translate(RAISED)}".replace("-", "−")
     if spec:
-        return format(value, spec).replace("-", "−")
+        return format(value, spec).replace("-", "−").replace("%", " %")
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−")
     if isinstance(value, int) and not isinstance(value, bool):

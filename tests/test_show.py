@@ -186,8 +186,8 @@ def test_tables_align_numbers_escape_text_and_show_typographic_minus(shown):
     )  # fmt: skip
     show.table(frame, "表", "tab:a", formats={"准确率": ".1%", "差": ".1e"})
     html = next(bundle["text/html"] for bundle, _ in shown if "text/html" in bundle)
-    assert '<td class="txt">&lt;甲&gt;</td><td class="num">50.0%</td><td class="num">137,083,658</td>' in html
-    assert '<td class="num">−25.0%</td><td class="num">7</td><td class="num">—</td>' in html
+    assert '<td class="txt">&lt;甲&gt;</td><td class="num">50.0 %</td><td class="num">137,083,658</td>' in html
+    assert '<td class="num">−25.0 %</td><td class="num">7</td><td class="num">—</td>' in html
     assert '<td class="num">3.3 × 10⁻⁵</td><td class="num">[−1.0, 2.0]</td>' in html
     assert '<td class="num">−1.0 × 10⁰</td>' in html
     assert '<th class="txt" style="min-width: 3.5em">方法</th>' in html  # "<甲>" is four letters wide
