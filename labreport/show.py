@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vitlib.record import Run
 
 MAX_SVG = 160_000  # bytes; a figure that is larger as SVG is stored as PNG
-PNG_DPI = 200
+PNG_DPI = 170
 
 Runs: TypeAlias = "Mapping[str, Sequence[Run] | Run] | Iterable[Run]"
 _context: dict[str, Any] = {"data": None, "runs": ()}
@@ -108,7 +108,7 @@ def provenance(runs: Runs) -> None:
 def figure(fig: Figure, caption: str, label: str, *, runs: Runs | None = None, result: bool = True) -> None:
     """Show ``fig`` with a caption and a label ``fig:name``, and close it.
 
-    Line art is stored as SVG, a figure holding images as PNG at 200 dots per inch.
+    Line art is stored as SVG, a figure holding images as PNG at 170 dots per inch.
 
     Args:
         caption: one Chinese phrase, no full stop; ``$...$`` may hold mathematics.

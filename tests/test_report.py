@@ -62,6 +62,17 @@ def test_every_paper_that_a_notebook_cites_is_in_the_bibliography_and_no_other()
     assert [paper.split(",")[0] for paper in bibliography(notebook)] == ["Lin T-Y"]
 
 
+def test_the_cover_names_the_whole_data_and_says_that_some_runs_saw_a_part():
+    facts = {"name": "course", "synthetic": False, "warnings": [], "skipped": []}
+    whole, part = (
+        {**facts, "fingerprint": words, "provenance": words} for words in ("课程数据", "课程数据；抽取的子集")
+    )
+    both = gather({"runs": [], "data": data} for data in (part, whole))
+    assert (both["sources"], both["in_part"]) == (["课程数据"], True)
+    alone = gather([{"runs": [], "data": part}])
+    assert (alone["sources"], alone["in_part"]) == (["课程数据；抽取的子集"], False)
+
+
 def test_the_page_is_chinese_titled_and_asks_for_nothing(page):
     assert page.html["lang"] == "zh-CN" and page.title.string == "报告标题"
     assert not page.select("script, iframe, link, object, embed")

@@ -77,8 +77,9 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "date": f"{today.year} 年 {today.month} 月 {today.day} 日",
         "headlines": [origin["headline"] for origin in origins if "headline" in origin],
         "data": list(data.values()),
-        # a subset's words begin with those of the whole: the cover names the subset only
-        "sources": [text for text in words if not any(other != text and other.startswith(text) for other in words)],
+        # a subset's words begin with those of the whole: the cover names the whole and says that there are parts
+        "sources": [text for text in words if not any(other != text and text.startswith(other) for other in words)],
+        "in_part": any(other != text and text.startswith(other) for text in words for other in words),
         "synthetic": any(facts["synthetic"] for facts in data.values()),
         "machines": [(name, *what) for what, name in machines.items()],
         "runs": sorted(runs.values(), key=lambda run: (run["recipe"], run["data"]["fingerprint"], run["seed"])),
