@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vitlib.record import Run
 
 MAX_SVG = 160_000  # bytes; a figure that is larger as SVG is stored as PNG
-PNG_DPI = 170
+PNG_DPI = 160
 
 Runs: TypeAlias = "Mapping[str, Sequence[Run] | Run] | Iterable[Run]"
 _context: dict[str, Any] = {"data": None, "runs": ()}
@@ -108,7 +108,7 @@ def provenance(runs: Runs) -> None:
 def figure(fig: Figure, caption: str, label: str, *, runs: Runs | None = None, result: bool = True) -> None:
     """Show ``fig`` with a caption and a label ``fig:name``, and close it.
 
-    Line art is stored as SVG, a figure holding images as PNG at 170 dots per inch.
+    Line art is stored as SVG, a figure holding images as PNG at 160 dots per inch.
 
     Args:
         caption: one Chinese phrase, no full stop; ``$...$`` may hold mathematics.
@@ -283,8 +283,9 @@ def _preview(word: str, meta: dict[str, Any]) -> None:
 def _picture(fig: Figure) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the figure as a MIME bundle and its size metadata: SVG if it is line art and small, else PNG."""
     svg = _save(fig, "svg", metadata={"Date": None}).decode()
-    # In paths a hundredth of a point is finer than any printer; longer numbers only make the file larger.
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg[svg.index("<svg") :])
+    # A hundredth of a point is finer than any printer; longer places only make the file larger.
+    places = r' (?:d|x|y)="[^"]*"|translate\([^)]*\)'
+    svg = re.sub(places, lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg[svg.index("<svg") :])
     if len(svg) <= MAX_SVG and not any(axes.images for axes in fig.axes):
         return {"image/svg+xml": svg}, {}
     png = _save(fig, "png", dpi=PNG_DPI)
@@ -295,6 +296,5 @@ def _picture(fig: Figure) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _save(fig: Figure, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format=kind, bbox_inches="tight", pad_inches=0.03, **options)
+    fig.savefig(buffer := io.BytesIO(), format=kind, bbox_inches="tight", pad_inches=0.03, **options)
     return buffer.getvalue()
