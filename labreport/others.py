@@ -22,6 +22,18 @@ TEST_IMAGES = 4870
 
 def printed() -> pd.DataFrame:
     """Return the other reports' rows: 报告, 模型, 参数量 / M (NaN where not told), 准确率 / % and 说明."""
+    return _course().drop(columns="配方")
+
+
+def printed_for(recipe: str) -> float:
+    """Return the accuracy in percent that the earlier report prints for what is our recipe of this name.
+
+    Raises KeyError: it prints none.
+    """
+    return float(_course().set_index("配方")["准确率 / %"][recipe])
+
+
+def _course() -> pd.DataFrame:
     return pd.read_csv(share("report") / "references" / "course.csv")
 
 

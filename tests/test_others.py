@@ -33,6 +33,12 @@ def test_printed_numbers_are_percentages_and_name_nobody():
     assert table["准确率 / %"].between(10, 100).all() and {"旧报告"} < set(table["报告"])
     assert (table["参数量 / M"].dropna() > 1).all() and not table["说明"].isna().any()
     assert all(name == "旧报告" or name.startswith("公开报告") for name in table["报告"])
+    by_recipe = [others.printed_for(name) for name in ("original-vanilla", "original-improved")]
+    assert by_recipe == [
+        *table[table["模型"].str.startswith("原系统（v") | table["模型"].str.startswith("原系统（i")]["准确率 / %"]
+    ]
+    with pytest.raises(KeyError):
+        others.printed_for("best")
 
 
 def test_only_whole_finished_runs_of_the_courses_data_count():

@@ -25,7 +25,6 @@ PRINTED: dict[str, dict[int, float]] = {
     "d_model": {64: 63.3, 128: 67.5, 256: 69.1, 512: 72.3},
     "num_heads": {2: 65.8, 4: 69.1, 8: 69.4, 16: 66.7},
 }
-PRINTED_IMPROVED = 67.4
 
 
 def families(runs: "Family", baseline: str = "现代 ViT") -> "dict[str, Family]":
