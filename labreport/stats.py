@@ -227,8 +227,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """The comparisons as a table for readers, with Chinese columns, in percentage points."""
-    return pd.DataFrame(
+    """The comparisons as a table for readers, with Chinese columns, in percentage points; without p where none has it."""
+    table = pd.DataFrame(
         {
             "对比": [spaced(f"{row.names[0]}减{row.names[1]}") for row in comparisons],
             "差（百分点）": [_points(row.difference, sign=True) for row in comparisons],
@@ -238,6 +238,7 @@ def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             "结论": ["对错相同" if row.identical else row.verdict for row in comparisons],
         }
     )
+    return table.drop(columns="p") if all(math.isnan(row.p) for row in comparisons) else table
 
 
 def judge(*comparisons: Comparison, expected: str | tuple[str, ...] = "较高") -> Literal["成立", "不成立", "证据不足"]:
