@@ -74,6 +74,7 @@ def test_models_by_name():
         ("vit", {"pos": "sincos", "d_model": 6, "num_heads": 2}, ["4 的倍数"]),
         ("vit", {"stem": "conv", "patch_size": 1}, ["2 的幂"]),
         ("vit", {"stem": "hybrid", "patch_size": 1}, ["hybrid", "2 的幂"]),
+        ("vit", {"stem": "pooled", "patch_size": 1}, ["pooled", "2 的幂"]),
         ("vit", {"stem": "conv", "patch_size": 6, "img_size": 36}, ["2 的幂", "6"]),
         ("original", {"classifier": 1}, ["classifier=1"]),
         ("original", {"attention_noise": "none"}, ["attention_noise='none'", "'dropout'"]),

@@ -81,6 +81,8 @@ def test_the_distillation_token_has_a_head_of_its_own(pool):
         {"stem": "conv", "patch_size": 2, "img_size": 16},
         {"stem": "hybrid"},
         {"stem": "hybrid", "patch_size": 2, "img_size": 16},
+        {"stem": "pooled"},
+        {"stem": "pooled", "patch_size": 8, "norm": "batch"},
     ],
 )
 def test_switches_work_with_one_graph_and_in_half_precision(switch):

@@ -60,29 +60,16 @@ PATCH16_FIXED = PATCH16.but(name="original-patch16-fixed", model_args={"attentio
 
 # The modern ViT at the original's shape: what the same width, depth and patches reach without its defects.
 VIT = Recipe(
-    name="vit",
-    model_args={"drop_path": 0.1},
-    epochs=100,
-    batch_size=128,
-    lr=1e-3,
-    weight_decay=0.05,
-    loss_args={"label_smoothing": 0.1},
-    augment={"flip": True, "crop": 4},
-)
+    name="vit", model_args={"drop_path": 0.1}, epochs=100, batch_size=128, lr=1e-3, weight_decay=0.05,
+    loss_args={"label_smoothing": 0.1}, augment={"flip": True, "crop": 4},
+)  # fmt: skip
 
 # A CNN that learns from the same images and then teaches: WRN-16-4. No label smoothing, which would hide from a
 # pupil which wrong classes are near (Müller et al. 2019, arXiv:1906.02629); balanced as its pupil is.
 TEACHER = Recipe(
-    name="teacher",
-    model="cnn",
-    protocol="refit",
-    epochs=100,
-    batch_size=128,
-    lr=2e-3,
-    weight_decay=0.05,
-    loss="logit_adjusted",
-    augment={"flip": True, "crop": 4, "cutmix": 1.0, "mix_until": 0.9},
-)
+    name="teacher", model="cnn", protocol="refit", epochs=100, batch_size=128, lr=2e-3, weight_decay=0.05,
+    loss="logit_adjusted", augment={"flip": True, "crop": 4, "cutmix": 1.0, "mix_until": 0.9},
+)  # fmt: skip
 
 # Pre-training without labels at VIT's total compute: half of it by masks, at a third of the cost an epoch (He et al.
 # 2022), or by crops, at three times the cost (Caron et al. 2021); half of it fine-tuning.

@@ -118,5 +118,5 @@ def _check_together(given: dict[str, typing.Any]) -> None:
         raise UserError(f"small_side={given['small_side']} 不能被 patch_size={patch} 整除。")
     if given.get("pos") == "sincos" and width % 4:
         raise UserError(f"pos='sincos' 需要 d_model 是 4 的倍数，现在是 {width}。")
-    if (stem := given.get("stem")) in ("conv", "hybrid") and (patch < 2 or patch & (patch - 1)):
+    if (stem := given.get("stem")) in ("conv", "hybrid", "pooled") and (patch < 2 or patch & (patch - 1)):
         raise UserError(f"stem='{stem}' 的每一级把边长减半，需要 patch_size 是 2、4、8 等 2 的幂，现在是 {patch}。")

@@ -4,7 +4,7 @@ Letters in shapes: B images, C image channels, S side of an image, p side of a p
 the patch grid, D width (d_model); y and x count rows and columns of the grid.
 """
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -45,31 +45,53 @@ class HybridStem(nn.Sequential):
 
     (B, C, S, S) -> (B, D, G, G). Every stage halves the side by a strided convolution, 4x4 on the image and 2x2 after
     that, so that nothing wide is computed at the larger side; then a 3x3 convolution and a second one around which a
-    shortcut leads (He et al. 2016, arXiv:1512.03385). BatchNorm and ReLU after each. Widths: 64 in all stages but the last, which has D.
+    shortcut leads (He et al. 2016, arXiv:1512.03385). BatchNorm and ReLU after each. Widths: 64 in the first stage,
+    ``between`` in those that follow, D in the last.
     """
+
+    between = 64
 
     def __init__(self, in_channels: int, d_model: int, patch_size: int):
         stages = patch_size.bit_length() - 1
-        widths = [in_channels, *[64] * (stages - 1), d_model]
-        layers: list[nn.Module] = []
-        for stage, (before, after) in enumerate(pairwise(widths)):
-            halve = ConvUnit(before, after, 2, 2, 0) if stage else ConvUnit(before, after, 4, 2, 1)
-            layers += [halve, ConvUnit(after, after), Shortcut(ConvUnit(after, after))]
-        super().__init__(*layers)
+        widths = [in_channels, *[64, *[self.between] * stages][: stages - 1], d_model]
+        units = (self.stage(before, after, not i) for i, (before, after) in enumerate(pairwise(widths)))
+        super().__init__(*chain.from_iterable(units))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    @staticmethod
+    def stage(before: int, after: int, first: bool) -> list[nn.Module]:
+        """Return what halves the side and widens from ``before`` to ``after``; the first stage sees the image."""
+        halve = ConvUnit(before, after, 4, 2, 1) if first else ConvUnit(before, after, 2, 2, 0)
+        return [halve, ConvUnit(after, after), Shortcut(ConvUnit(after, after))]
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.contiguous(memory_format=torch.channels_last))  # as above
 
 
-class ConvUnit(nn.Sequential):
-    """Convolution, BatchNorm, ReLU: (B, C, S, S) -> (B, C', S/stride, S/stride)."""
+class PooledStem(HybridStem):
+    """The hybrid stem for those who can wait: each stage widens at the larger side, then pools the maximum.
 
-    def __init__(self, before: int, after: int, size: int = 3, stride: int = 1, padding: int = 1):
+    A 3x3 convolution, 2x2 max-pooling, and one 3x3 convolution with a shortcut around it; before all that 24 channels
+    at the image's own side. The order is that of Jordan 2024 (arXiv:2404.00498, section 3.1), whose network it resembles.
+    """
+
+    between = 192
+
+    @staticmethod
+    def stage(before: int, after: int, first: bool) -> list[nn.Module]:
+        """See :meth:`HybridStem.stage`."""
+        image = [ConvUnit(before, 24)] if first else []
+        return [*image, ConvUnit(24 if first else before, after, pool=2), Shortcut(ConvUnit(after, after))]
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution, max-pooling where ``pool`` is above 1, BatchNorm, ReLU: (B, C, S, S) -> (B, C', S', S')."""
+
+    def __init__(self, before: int, after: int, size: int = 3, stride: int = 1, padding: int = 1, pool: int = 1):
         convolution = nn.Conv2d(before, after, size, stride, padding, bias=False)
-        super().__init__(convolution, nn.BatchNorm2d(after), nn.ReLU())
+        super().__init__(convolution, *[nn.MaxPool2d(pool)] * (pool > 1), nn.BatchNorm2d(after), nn.ReLU())
 
 
 class Shortcut(nn.Sequential):
@@ -100,7 +122,9 @@ class ShiftedStem(nn.Module):
         return rearrange(self.proj(self.norm(patches)), "B y x D -> B D y x")
 
 
-STEMS: dict[str, type[nn.Module]] = {"patch": PatchStem, "conv": ConvStem, "hybrid": HybridStem, "shifted": ShiftedStem}
+STEMS: dict[str, type[nn.Module]] = {
+    "patch": PatchStem, "conv": ConvStem, "hybrid": HybridStem, "pooled": PooledStem, "shifted": ShiftedStem,
+}  # fmt: skip
 
 
 def sincos_table(grid: int, d_model: int) -> Tensor:
