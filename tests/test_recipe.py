@@ -31,6 +31,7 @@ KEYS = {
     "cpu-long": "12290955d8187748",
     "cpu-longest": "51e1dfb7daae09f5",
     "cpu-varied": "62d925e290a635b7",
+    "cpu-pooled": "c28c37d6a9096c55",
     "cpu-light": "4fd9f61d3bb3bedf",
     "cpu-child": "832c8eaf6999d2c0",
     "fast": "5e711a1b0e320b13",
