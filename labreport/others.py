@@ -43,25 +43,33 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
     The longest training comes first; a failed run and one without test accuracy are left out, and so is one of a
     recipe that is another today, which a store keeps: two recipes of one name have no common mean.
     """
-    groups: dict[tuple[str, int], dict[int, Run]] = {}
+    groups: dict[str, dict[int, Run]] = {}
     for run in runs:
         whole = run.data["test_images"] == TEST_IMAGES and "抽取的子集" not in run.data["provenance"]
         today = RECIPES.get(run.name, run.recipe)
         same = SHORTEST.fit(today).spec() == SHORTEST.fit(run.recipe).spec()
         measured = not run.failed and not math.isnan(run.accuracy)
         if run.data["name"] in ("course", "cifar10") and whole and same and measured:
-            groups.setdefault((run.name, run.epochs), {}).setdefault(run.seed, run)
-    ordered = sorted(groups.items(), key=lambda item: -item[0][1])
-    return {f"{name}（{epochs} 轮）": [group[s] for s in sorted(group)] for (name, epochs), group in ordered}
+            groups.setdefault(titled(run), {}).setdefault(run.seed, run)
+    found = {name: [group[seed] for seed in sorted(group)] for name, group in groups.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1][0].epochs))
 
 
-def spoken_for(whole: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Return which of :func:`on_whole_data`'s recipes are to be compared: chosen by what they cost, not by their results.
+def titled(run: Run) -> str:
+    """Return what :func:`on_whole_data` calls the recipe of this run."""
+    return f"{run.name}（{run.epochs} 轮）"
 
-    The one trained on the most computation (of two that cost the same, the one with more seeds), and before it, where
-    that has too few seeds, the one among those that have enough.
+
+def spoken_for(whole: Mapping[str, Sequence[Run]], best: str = "") -> list[str]:
+    """Return which of :func:`on_whole_data`'s recipes are to be compared: chosen by no result on the test set.
+
+    ``best``, the recipe of the published weights, which was settled on before it ran; where it is not there, the one
+    trained on the most computation (of two that cost the same, the one with more seeds). Where that has too few seeds,
+    the next of them that has enough comes before it.
     """
-    ranked = sorted(whole, key=lambda name: (-whole[name][0].epochs * whole[name][0].flops, -len(whole[name])))
+    ranked = sorted(
+        whole, key=lambda name: (name != best, -whole[name][0].epochs * whole[name][0].flops, -len(whole[name]))
+    )
     return list(dict.fromkeys([*[name for name in ranked if len(whole[name]) >= FEWEST_SEEDS][:1], *ranked[:1]]))
 
 

@@ -70,7 +70,7 @@ def test_a_sentence_says_no_more_than_its_interval(ours, said, says):
     assert re.search(says, others.against(ours, said, ("配方", "旧报告")))
 
 
-def test_who_speaks_is_chosen_by_cost_and_never_by_the_result():
+def test_who_speaks_is_chosen_beforehand_and_never_by_the_result():
     def group(seeds, epochs, flops, accuracy):
         return [SimpleNamespace(epochs=epochs, flops=flops, accuracy=accuracy, seed=seed) for seed in range(seeds)]
 
@@ -80,6 +80,10 @@ def test_who_speaks_is_chosen_by_cost_and_never_by_the_result():
     as_dear = group(1, 16, 2, 0.9)
     assert others.spoken_for({"as dear": as_dear, "long": long}) == ["long"]  # the one with more seeds
     assert others.spoken_for({"longest": longest}) == ["longest"] and others.spoken_for({}) == []
+    # the published best speaks, whatever it costs and whatever came of it
+    assert others.spoken_for({"short": short, "long": long}, best="short") == ["short"]
+    assert others.spoken_for({"short": group(2, 9, 2, 0.1), "long": long}, best="short") == ["long", "short"]
+    assert others.spoken_for({"long": long}, best="not trained here") == ["long"]
 
 
 def test_surpassing_takes_seeds_and_an_interval():
