@@ -154,8 +154,8 @@ CPU_LONG = CPU.but(
 CPU_LONGEST = CPU_LONG.but(name="cpu-longest", epochs=40)
 # From 90 % of its training images to 96 % it gains one point on others: what it lacks now is variety.
 CPU_VARIED = CPU_LONGEST.but(name="cpu-varied", augment={"trivial": True})
-# More of a convolutional network before fewer tokens, and blocks that learn faster under BatchNorm: what trials on the
-# validation split liked best (benchmarks/RECIPE.md).
+# More of a convolutional network before fewer tokens, and blocks that learn faster under BatchNorm: what short trials
+# on the validation split liked best, and long trainings did not (benchmarks/RECIPE.md).
 CPU_POOLED = CPU_VARIED.but(
     name="cpu-pooled", epochs=30,
     model_args={"stem": "pooled", "patch_size": 8, "d_model": 256, "ffn_hidden_channels": 512, "norm": "batch"},

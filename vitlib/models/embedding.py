@@ -4,6 +4,7 @@ Letters in shapes: B images, C image channels, S side of an image, p side of a p
 the patch grid, D width (d_model); y and x count rows and columns of the grid.
 """
 
+from collections.abc import Iterator
 from itertools import chain, pairwise
 
 import torch
@@ -45,26 +46,22 @@ class HybridStem(nn.Sequential):
 
     (B, C, S, S) -> (B, D, G, G). Every stage halves the side by a strided convolution, 4x4 on the image and 2x2 after
     that, so that nothing wide is computed at the larger side; then a 3x3 convolution and a second one around which a
-    shortcut leads (He et al. 2016, arXiv:1512.03385). BatchNorm and ReLU after each. Widths: 64 in the first stage,
-    ``between`` in those that follow, D in the last.
+    shortcut leads (He et al. 2016, arXiv:1512.03385). BatchNorm and ReLU after each. Widths: 64, in the last stage D.
     """
-
-    between = 64
 
     def __init__(self, in_channels: int, d_model: int, patch_size: int):
         stages = patch_size.bit_length() - 1
-        widths = [in_channels, *[64, *[self.between] * stages][: stages - 1], d_model]
-        units = (self.stage(before, after, not i) for i, (before, after) in enumerate(pairwise(widths)))
-        super().__init__(*chain.from_iterable(units))
+        super().__init__(*chain.from_iterable(self.stages(in_channels, d_model, stages)))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     @staticmethod
-    def stage(before: int, after: int, first: bool) -> list[nn.Module]:
-        """Return what halves the side and widens from ``before`` to ``after``; the first stage sees the image."""
-        halve = ConvUnit(before, after, 4, 2, 1) if first else ConvUnit(before, after, 2, 2, 0)
-        return [halve, ConvUnit(after, after), Shortcut(ConvUnit(after, after))]
+    def stages(in_channels: int, d_model: int, stages: int) -> Iterator[list[nn.Module]]:
+        """Yield the layers of each stage; each halves the side, the first sees the image."""
+        for i, (before, after) in enumerate(pairwise([in_channels, *[64] * (stages - 1), d_model])):
+            halve = ConvUnit(before, after, 2, 2, 0) if i else ConvUnit(before, after, 4, 2, 1)
+            yield [halve, ConvUnit(after, after), Shortcut(ConvUnit(after, after))]
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.contiguous(memory_format=torch.channels_last))  # as above
@@ -73,17 +70,18 @@ class HybridStem(nn.Sequential):
 class PooledStem(HybridStem):
     """The hybrid stem for those who can wait: each stage widens at the larger side, then pools the maximum.
 
-    A 3x3 convolution, 2x2 max-pooling, and one 3x3 convolution with a shortcut around it; before all that 24 channels
-    at the image's own side. The order is that of Jordan 2024 (arXiv:2404.00498, section 3.1), whose network it resembles.
+    A 3x3 convolution, 2x2 max-pooling, and one 3x3 convolution with a shortcut around it; before all that a convolution
+    at the image's own side. The order is that of Jordan 2024 (arXiv:2404.00498, section 3.1), whose network it
+    resembles. Widths: 3/32 of D at the image's side, D/4 in the first stage, D in the last, 3/4 of D between.
     """
 
-    between = 192
-
     @staticmethod
-    def stage(before: int, after: int, first: bool) -> list[nn.Module]:
-        """See :meth:`HybridStem.stage`."""
-        image = [ConvUnit(before, 24)] if first else []
-        return [*image, ConvUnit(24 if first else before, after, pool=2), Shortcut(ConvUnit(after, after))]
+    def stages(in_channels: int, d_model: int, stages: int) -> Iterator[list[nn.Module]]:
+        """See :meth:`HybridStem.stages`."""
+        widths = [3 * d_model // 32, *[d_model // 4, *[3 * d_model // 4] * stages][: stages - 1], d_model]
+        for i, (before, after) in enumerate(pairwise(widths)):
+            image = [] if i else [ConvUnit(in_channels, before)]
+            yield [*image, ConvUnit(before, after, pool=2), Shortcut(ConvUnit(after, after))]
 
 
 class ConvUnit(nn.Sequential):
