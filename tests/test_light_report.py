@@ -53,7 +53,7 @@ def test_a_small_mean_with_a_wide_interval_is_no_proof():
 def test_outcomes_are_told_apart_and_one_loss_refutes_that_nothing_is_lost():
     judged = {"a": assess.KEEPS, "b": assess.OPEN, "c": assess.KEEPS, "d": assess.FEW}
     assert assess.told_outcomes(judged) == (
-        "达标的有：a、c。未能证明没有明显的损失（95 % 区间含 0，但太宽）的有：b。种子少于 3 个、证据不足的有：d。"
+        "达标的有：a、c。未能证明没有明显的损失（95 % 区间含 0）的有：b。种子少于 3 个、证据不足的有：d。"
     )
     assert assess.unchanged(judged) == assess.unchanged({}) == "证据不足"
     assert assess.unchanged({"a": assess.KEEPS}) == "成立"

@@ -21,7 +21,7 @@ KEEPS, LOSES, OPEN, FEW = "达标", "有损失", "未能证明", "证据不足"
 OUTCOMES = {
     KEEPS: "达标",
     LOSES: "准确率有损失（95 % 区间不含 0）",
-    OPEN: "未能证明没有明显的损失（95 % 区间含 0，但太宽）",
+    OPEN: "未能证明没有明显的损失（95 % 区间含 0）",
     FEW: f"种子少于 {FEWEST_SEEDS} 个、证据不足",
 }
 
@@ -36,7 +36,7 @@ def keeps_accuracy(comparison: Comparison) -> str:
     """Judge a light model minus its base by the loss of accuracy, as one of OUTCOMES.
 
     达标: the mean loss is at most ``LOSS`` and its bound at most ``WORST``. What fails is 有损失 only where the interval
-    excludes none; else it is merely wide.
+    excludes none; else nothing is shown, though the mean may be too large.
     """
     if min(comparison.seeds) < FEWEST_SEEDS:
         return FEW
