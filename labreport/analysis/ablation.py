@@ -218,5 +218,9 @@ def _correct(family: "Family") -> dict[str, list[np.ndarray]]:
 
 def _gap(test: stats.Comparison) -> str:
     points = 100 * test.difference
-    much = f"{'低' if points < 0 else '高'} {abs(points):.1f} 个百分点" if abs(points) >= 0.05 else "相差不到 0.05 个百分点"
+    much = (
+        f"{'低' if points < 0 else '高'} {abs(points):.1f} 个百分点"
+        if abs(points) >= 0.05
+        else "相差不到 0.05 个百分点"
+    )
     return f"{test.names[0]}（{much}）"
