@@ -22,7 +22,7 @@ def own_run_store(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def in_float32(monkeypatch):
     """Stay in float32 also where the processor computes in bfloat16."""
-    for module in ("evaluate", "resize"):
+    for module in ("evaluate", "muon", "resize"):
         monkeypatch.setattr(f"vitlib.{module}.autocast_dtype", lambda device: None)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitlib.device import autocast_dtype
+
 STEPS = 5
 # of x -> a x + b x^3 + c x^5, which takes singular values in (0, 1] to about 0.7 to 1.2 in five rounds
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -59,9 +61,13 @@ def _shape(weight: Tensor) -> tuple[int, int]:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Return (n, r, c) with the singular vectors of ``matrices`` and singular values of about 1, by Newton and Schulz."""
+    """Return (n, r, c) with the singular vectors of ``matrices`` and singular values of about 1, by Newton and Schulz.
+
+    In bfloat16 where the device computes in it, else in float32: a processor that only emulates it takes three
+    hundred times as long for the same products (benchmarks/NOTES.md).
+    """
     x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(autocast_dtype(matrices.device) or torch.float32)
     for _ in range(STEPS):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
