@@ -103,17 +103,20 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def climb() -> list[tuple[str, Recipe]]:
-    """Return the steps from VIT to BEST, each with all those before it: label and recipe."""
-    steps = [("现代 ViT", VIT)]
-    for name, (label, changes) in STEPS.items():
-        steps.append((f"+ {label}", steps[-1][1].but(name=f"ladder-{name}", **changes)))
-    return [*steps[:-1], (steps[-1][0], steps[-1][1].but(name="best", protocol="refit", teacher=TEACHER))]
+def climb(
+    start: tuple[str, Recipe], family: str, steps: dict[str, tuple[str, dict[str, Any]]]
+) -> list[tuple[str, Recipe]]:
+    """Return ``start`` and the steps from it, each with all those before it: label and recipe."""
+    rungs = [start]
+    for name, (label, changes) in steps.items():
+        rungs.append((f"+ {label}", rungs[-1][1].but(name=f"{family}-{name}", **changes)))
+    return rungs
 
 
 # The strongest that can be argued for before a GPU has measured it, within 6 M parameters.
-LADDER = climb()
-BEST = LADDER[-1][1]
+*RUNGS, (_LAST, _LONG) = climb(("现代 ViT", VIT), "ladder", STEPS)
+BEST = _LONG.but(name="best", protocol="refit", teacher=TEACHER)
+LADDER = [*RUNGS, (_LAST, BEST)]
 
 # What it leaves out, each by itself on VIT.
 OTHERS = {
@@ -160,6 +163,18 @@ CPU_POOLED = CPU_VARIED.but(
     name="cpu-pooled", epochs=30,
     model_args={"stem": "pooled", "patch_size": 8, "d_model": 256, "ffn_hidden_channels": 512, "norm": "batch"},
 )  # fmt: skip
+# The way to cpu-varied, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
+# is the time; AdamW at the rate that suited it best (benchmarks/RECIPE.md).
+CPU_PLAIN = CPU.but(
+    name="cpu-plain", model_args={"stem": None, "pool": None}, loss="cross_entropy", optimizer="adamw", lr=1.5e-3, epochs=4,
+)  # fmt: skip
+CPU_STEPS = {name: STEPS[name] for name in ("stem", "pool", "balance")} | {
+    "muon": (STEPS["muon"][0], {"optimizer": "muon", "lr": CPU.lr})
+}
+CPU_LADDER = [
+    *climb(("线性图像块，4 轮", CPU_PLAIN), "cpu-with", CPU_STEPS), ("+ 9 轮", CPU),
+    ("+ 更宽，随机擦除，16 轮", CPU_LONG), ("+ 40 轮", CPU_LONGEST), ("+ TrivialAugment", CPU_VARIED),
+]  # fmt: skip
 # The child of cpu-long, of a quarter of the weights, which also imitates it.
 CPU_LIGHT = CPU_LONG.but(
     name="cpu-light", model_args={"d_model": 80, "ffn_hidden_channels": 160}, teacher=CPU_LONG,
@@ -179,7 +194,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        CPU, CPU_LONG, CPU_LONGEST, CPU_VARIED, CPU_POOLED, CPU_LIGHT, CPU_CHILD, FAST,
+        *dict(CPU_LADDER).values(), CPU_POOLED, CPU_LIGHT, CPU_CHILD, FAST,
     )
 }  # fmt: skip
 
