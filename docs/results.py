@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from labreport import stats
+from labreport import others, stats
 from vitlib.paths import results_dir
 from vitlib.record import Run, read_record
 
@@ -25,7 +25,8 @@ def rows(runs: list[Run]) -> list[str]:
     """Return a line of the table for each recipe and length of training, best first."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        if run.data["name"] == "course" and run.data["test_images"] == 4870 and run.accuracy == run.accuracy:
+        whole = run.data["name"] == "course" and run.data["test_images"] == 4870
+        if whole and run.accuracy == run.accuracy and not others.is_rung(run):
             groups.setdefault((run.name, run.epochs, run.data["train_images"]), []).append(run)
     lines = []
     for (name, epochs, images), group in groups.items():

@@ -6,15 +6,16 @@ comparison grants that number the sampling error of the test images and nothing 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from labreport.stats import FEWEST_SEEDS, spaced, summary
+from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, spaced, summary
 from labreport.study import SHORTEST
 from vitlib.paths import share
-from vitlib.recipes import RECIPES
+from vitlib.recipes import CPU_LADDER, RECIPES
 from vitlib.record import Run
 
 TEST_IMAGES = 4870
@@ -58,6 +59,42 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def titled(run: Run) -> str:
     """Return what :func:`on_whole_data` calls the recipe of this run."""
     return f"{run.name}（{run.epochs} 轮）"
+
+
+def climbed(whole: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """Return the rungs of the ladder to the published best that :func:`on_whole_data` holds, by label, lowest first."""
+    titles = {label: f"{recipe.name}（{recipe.epochs} 轮）" for label, recipe in CPU_LADDER}
+    return {label: whole[title] for label, title in titles.items() if title in whole}
+
+
+def is_rung(run: Run) -> bool:
+    """Return whether a run is of a rung that is there for the ladder alone, and speaks for nothing else."""
+    return run.name.startswith(("cpu-plain", "cpu-with-"))
+
+
+def gains(rungs: Mapping[str, Sequence[Run]]) -> list[Comparison]:
+    """Return what each rung but the lowest adds to the one below it, paired on the images, p by Holm over the ladder."""
+    correct = {label: [run.correct for run in group] for label, group in rungs.items()}
+    return corrected([compare(correct[b], correct[a], (b, a)) for a, b in pairwise(rungs)])
+
+
+def gains_told(steps: Sequence[Comparison]) -> str:
+    """Return which of :func:`gains` raised the accuracy, which did not and which are open, as Chinese sentences."""
+    says = {
+        "较高": "显著提高了准确率的是",
+        "较低": "显著降低了准确率的是",
+        "等价": "与上一步相差不超过 1 个百分点（视为等价）的是",
+        "证据不足": "证据不足的是",
+    }
+    told = []
+    for verdict, words in says.items():
+        found = sorted((step for step in steps if step.verdict == verdict), key=lambda step: -abs(step.difference))
+        listed = "、".join(
+            f"{step.names[0].removeprefix('+ ')}（{100 * step.difference:+.1f} 个百分点）".replace("-", "−")
+            for step in found
+        )
+        told += [f"{words}{listed}"] * bool(found)
+    return spaced("；".join(told) + "。") if told else ""
 
 
 def spoken_for(whole: Mapping[str, Sequence[Run]], best: str = "") -> list[str]:

@@ -1,11 +1,13 @@
 """From the plain ViT to the best recipe: every step is one ingredient, and every ingredient can be taken out."""
 
+from itertools import pairwise
+
 import pytest
 
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
 from vitlib.plans import PROFILES, SECTIONS, Job, jobs
-from vitlib.recipes import BEST, LADDER, OTHERS, STEPS, VIT, VIT_DINO, VIT_MAE, without
+from vitlib.recipes import BEST, CPU, CPU_LADDER, CPU_VARIED, LADDER, OTHERS, STEPS, VIT, VIT_DINO, VIT_MAE, without
 from vitlib.sweep import H100_FLOPS, prices
 
 
@@ -27,6 +29,21 @@ def test_the_ladder_begins_with_vit_and_ends_with_best():
     for before, after, (_, changes) in zip(recipes, recipes[1:], STEPS.values(), strict=False):
         changed = {name for name in VIT.__dataclass_fields__ if getattr(before, name) != getattr(after, name)}
         assert changed - {"name"} == set(changes) or after is BEST
+
+
+def test_the_processors_ladder_changes_one_thing_a_step_and_then_grows():
+    recipes = [recipe for _, recipe in CPU_LADDER]
+    assert (
+        recipes[4].spec() == CPU.but(epochs=recipes[0].epochs).spec()
+        and recipes[5] is CPU
+        and recipes[-1] is CPU_VARIED
+    )
+    assert len({recipe.key(0, "") for recipe in recipes}) == len({recipe.name for recipe in recipes}) == len(recipes)
+    assert {recipe.protocol for recipe in recipes} == {"refit"}  # the whole data
+    for before, after in pairwise(recipes[:4]):
+        changed = [name for name in VIT.__dataclass_fields__ if getattr(before, name) != getattr(after, name)]
+        assert len(changed) == 2 and changed[0] == "name"
+    assert len({recipe.epochs for recipe in recipes[:5]}) == 1
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from labreport import others
-from vitlib.recipes import RECIPES
+from vitlib.recipes import CPU_LADDER, RECIPES
 
 
 def run(
@@ -103,3 +103,33 @@ def test_the_interval_covers_what_it_says():
         said = draw.binomial(4870, theirs + 0.02) / 4870  # truly equal
         significant += "差异显著" in others.against(list(ours), said, ("甲", "乙"))
     assert significant / 2000 < 0.05
+
+
+def rung(label, seeds, right):
+    """Return the runs of a rung of the ladder: ``right`` of 1,000 images, others in every seed."""
+    recipe = dict(CPU_LADDER)[label]
+    for seed in range(seeds):
+        made = run(name=recipe.name, seed=seed, epochs=recipe.epochs)
+        made.recipe, made.correct = recipe, np.random.RandomState(seed).permutation(1000) < right
+        made.accuracy = float(made.correct.mean())
+        yield made
+
+
+def test_a_step_of_the_ladder_is_compared_with_the_one_below_it():
+    labels = [label for label, _ in CPU_LADDER]
+    runs = [*rung(labels[0], 3, 500), *rung(labels[1], 3, 700), *rung(labels[3], 3, 600), *rung(labels[4], 2, 900)]
+    whole = others.on_whole_data([*runs, run(name="vit")])
+    rungs = others.climbed(whole)
+    assert list(rungs) == [labels[0], labels[1], labels[3], labels[4]]  # a rung without records is stepped over
+    steps = others.gains(rungs)
+    assert [step.names for step in steps] == [
+        (labels[1], labels[0]), (labels[3], labels[1]), (labels[4], labels[3])
+    ]  # fmt: skip
+    assert [step.verdict for step in steps] == ["较高", "较低", "证据不足"]  # two seeds prove nothing
+    said = others.gains_told(steps)
+    assert re.search(r"显著提高.*混合茎部（\+20\.0 个百分点）；显著降低.*（−10\.0 个百分点）；证据不足", said)
+    assert others.gains_told([]) == "" and others.gains(others.climbed({})) == []
+
+
+def test_rungs_speak_for_nothing_but_the_ladder():
+    assert [others.is_rung(run(name=recipe.name)) for _, recipe in CPU_LADDER] == [True] * 5 + [False] * 4

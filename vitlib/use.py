@@ -38,15 +38,8 @@ def predict_files(trained: Trained, paths: Sequence[Path]) -> list[dict[str, Any
     with Progress(len(paths), "识别", unit="张", show=len(paths) > 100) as progress:
         for path in paths:
             probabilities = _logits(trained, read_image(path, trained.image_size)[None]).softmax(1)[0]
-            best = int(probabilities.argmax())
-            by_name = dict(zip(trained.class_names, probabilities.tolist(), strict=True))
-            rows.append(
-                {
-                    "image": str(path),
-                    "class": trained.class_names[best],
-                    "confidence": float(probabilities[best]),
-                    "probabilities": by_name,
-                }
-            )
+            chances = dict(zip(trained.class_names, probabilities.tolist(), strict=True))
+            confidence, likeliest = max((chance, name) for name, chance in chances.items())
+            rows.append({"image": str(path), "class": likeliest, "confidence": confidence, "probabilities": chances})
             progress.advance()
     return rows
