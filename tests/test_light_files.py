@@ -160,6 +160,20 @@ def test_only_a_small_module_is_left_in_float(trained):
     assert abs(whole - part) < 0.1 * whole and part < source.stat().st_size
 
 
+@pytest.mark.parametrize("way", ["static", "dynamic"])
+def test_int8_weights_take_seven_bits_so_that_no_processor_overflows(trained, way):
+    """Without VNNI a processor adds two products in 16 bits: 2 * 255 * 127 does not fit, 2 * 255 * 64 does."""
+    _, test, folder, _ = trained
+    out = folder / f"{way}.onnx"
+    if way == "static":
+        quantize.static(folder / "light.onnx", out, test.images[:40], "half")
+    else:
+        quantised.dynamic(folder / "light.onnx", out)
+    weights = [onnx.numpy_helper.to_array(each) for each in onnx.load(out).graph.initializer]
+    integers = [each for each in weights if each.dtype == np.int8 and each.ndim > 1]
+    assert len(integers) >= 8 and max(np.abs(each.astype(int)).max() for each in integers) == 64
+
+
 def test_the_published_int8_is_calibrated_on_every_class_and_leaves_the_most_sensitive_module(trained, monkeypatch):
     model, _, folder, _ = trained
     data, seen = toy.toy(train=960, test=10), {}

@@ -35,11 +35,15 @@ def fewer_bits(
 
 
 def dynamic(path: Path, out: Path) -> Path:
-    """Write an int8 version of an ONNX file, one scale an output channel, activations scaled on the fly."""
+    """Write an int8 version of an ONNX file, one scale an output channel, activations scaled on the fly.
+
+    Weights take 7 bits, as in :func:`vitlib.light.quantize.static`.
+    """
     with quiet():
         quantize_dynamic(
-            path, out, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
-        )
+            path, out, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )  # fmt: skip
     return out
 
 

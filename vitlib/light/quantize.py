@@ -30,11 +30,13 @@ def static(
     """Write an int8 version whose activation scales come from uint8 ``images`` (N, C, S, S).
 
     only, but: modules (see :func:`modules`) to quantise alone, or to leave in float; their order does not matter.
+    Weights take 7 of the 8 bits: a processor without VNNI adds two products in 16 bits, which 8 bits overflow, and the
+    published models lost 4 and 5 points there (benchmarks/NOTES.md).
     """
     named = modules(path)
     with quiet():
         quantize_static(
-            path, out, _Calibration(images, normalize), op_types_to_quantize=TYPES, per_channel=True,
+            path, out, _Calibration(images, normalize), op_types_to_quantize=TYPES, per_channel=True, reduce_range=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             nodes_to_quantize=[node for module in only for node in named[module]],
             nodes_to_exclude=[node for module in but for node in named[module]],
