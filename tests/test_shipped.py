@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import toy
 
 from labreport.analysis import shipped
@@ -45,6 +46,16 @@ def test_all_forms_are_measured_and_the_float_one_answers_as_its_record_says(she
     assert [*found["times"]] == ["1 线程", "2 线程"]
     assert all(len(times) == 2 and (times > 0).all() for each in found["times"].values() for times in each.values())
     assert len(found["times"]["1 线程"]) == 6 and found["bytes"]["light"] < found["bytes"]["best"]
+
+
+def test_the_mirror_image_counts_as_much_as_the_image(shelf):
+    data, _, runs, _ = shelf
+    found = shipped.measure_mirrored(data)
+    assert np.array_equal(found["plain"], runs[0].correct)
+    both = shipped.mirrored(lambda images: images[:, 0, :, :2].flatten(1))  # "logits" that see the left edge only
+    pixels = torch.arange(2 * 16.0).view(1, 2, 4, 4)
+    assert torch.equal(both(pixels), both(pixels.flip(-1)))
+    assert torch.equal(both(pixels)[0, :2], (pixels[0, 0, 0, :2] + pixels[0, 0, 0, [3, 2]]) / 2)
 
 
 def test_the_published_weights_have_their_records():

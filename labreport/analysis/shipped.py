@@ -1,10 +1,11 @@
 """The published weights, ``best`` and ``light``: the records of their recipes, their files, and what they take to run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from labreport.analysis import assess, latency
 from vitlib.augment import to_float
@@ -30,6 +31,18 @@ def seeds_of(name: str, runs: Iterable[Run]) -> list[Run]:
     alike = (own.name, own.epochs, own.data["fingerprint"])
     others = [run for run in by_key.values() if (run.name, run.epochs, run.data["fingerprint"]) == alike]
     return [own, *sorted(others, key=lambda run: run.seed)]
+
+
+def mirrored(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the mean of a model's logits on images (B, C, S, S) and on their mirror images: test-time augmentation."""
+    return lambda images: (model(images) + model(images.flip(-1))) / 2
+
+
+def measure_mirrored(data: Dataset) -> dict[str, Any]:
+    """Return whether ``best`` is right on each test image of ``data``, bool (N,): ``plain``, and ``mirrored``."""
+    trained = load_trained(NAMES[0])
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"plain": trained.model, "mirrored": mirrored(trained.model)}
+    return {way: assess.correct(model, data.test, trained.recipe.normalize) for way, model in ways.items()}
 
 
 def measure(data: Dataset, folder: Path, *, seconds: float, least: int) -> dict[str, Any]:
