@@ -22,7 +22,7 @@ import torch
 
 from vitlib.data import Dataset, TestSet, TrainSet, load
 from vitlib.recipe import Recipe
-from vitlib.recipes import LADDER, STEPS, recipe_named, without
+from vitlib.recipes import recipe_named
 from vitlib.store import Store
 
 LOG = Path(__file__).with_name("RECIPE.md")
@@ -49,13 +49,6 @@ def shortened(recipe: Recipe, scale: float, narrow: bool) -> Recipe:
     return recipe.but(epochs=epochs, warmup_epochs=warmup, protocol="refit", **changes)
 
 
-def named(name: str) -> Recipe:
-    """Return a recipe, a step of the ladder, or the best recipe without an ingredient."""
-    steps = {recipe.name: recipe for _, recipe in LADDER}
-    removed = name.removeprefix("best-without-")
-    return without(removed) if removed in STEPS else steps.get(name) or recipe_named(name)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
@@ -71,7 +64,7 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     data = judged_by_validation(load("course"), given.images)
     for name in given.names:
-        recipe = shortened(named(name), given.epochs / 100, given.narrow).but(**given.but)
+        recipe = shortened(recipe_named(name), given.epochs / 100, given.narrow).but(**given.but)
         run = Store().get(recipe, given.seed, data)
         error = (run.accuracy * (1 - run.accuracy) / len(data.test)) ** 0.5
         balanced = np.mean([run.correct[run.labels == label].mean() for label in range(data.num_classes)])

@@ -7,7 +7,20 @@ import pytest
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
 from vitlib.plans import PROFILES, SECTIONS, Job, jobs
-from vitlib.recipes import BEST, CPU, CPU_LADDER, CPU_VARIED, LADDER, OTHERS, STEPS, VIT, VIT_DINO, VIT_MAE, without
+from vitlib.recipes import (
+    BEST,
+    CPU,
+    CPU_LADDER,
+    CPU_VARIED,
+    LADDER,
+    OTHERS,
+    STEPS,
+    VIT,
+    VIT_DINO,
+    VIT_MAE,
+    recipe_named,
+    without,
+)
 from vitlib.sweep import H100_FLOPS, prices
 
 
@@ -51,6 +64,8 @@ def test_one_ingredient_less_is_all_the_others(name):
     less, changes = without(name), STEPS[name][1]
     assert less.spec() != BEST.spec() and less.protocol == "refit"
     assert less.but(**changes | ({"teacher": BEST.teacher} if name == "teacher" else {})).spec() == BEST.spec()
+    assert recipe_named(f"best-without-{name}") == less and recipe_named("best") is BEST  # as a command knows them
+    assert name == "long" or recipe_named(f"ladder-{name}") in dict(LADDER).values()
 
 
 def test_an_unknown_ingredient_is_refused():

@@ -198,10 +198,11 @@ RECIPES = {
 
 
 def recipe_named(name: str) -> Recipe:
-    """Return a named recipe; raises UserError with the names there are."""
+    """Return a named recipe, a step to BEST or BEST without one; raises UserError with the names there are."""
     from vitlib.light.recipes import METHODS  # which builds on the recipes above
 
-    known = RECIPES | {recipe.name: recipe for _, recipe, _ in METHODS}
+    listed = [*RECIPES.values(), *(recipe for _, recipe, _ in METHODS), *dict(LADDER).values(), *map(without, STEPS)]
+    known = {recipe.name: recipe for recipe in listed}
     if name not in known:
         raise UserError(f"没有叫 {name} 的配方；可用的配方：{'、'.join(known)}。")
     return known[name]

@@ -15,8 +15,7 @@ from vitlib.weights import Trained
 
 def _logits(trained: Trained, images: Tensor) -> Tensor:
     device = pick()
-    model = trained.model.to(device)
-    return predict(model, images, device=device, normalize=trained.recipe.normalize)
+    return predict(trained.model.to(device), images, device=device, normalize=trained.recipe.normalize)
 
 
 def evaluate_images(trained: Trained, images: LabeledImages) -> dict[str, Any]:
