@@ -39,21 +39,23 @@ class Muon(torch.optim.AdamW):
                 self._move([*alike], shape, group["lr"], group["weight_decay"])
         return loss
 
-    def _move(self, weights: list[nn.Parameter], shape: tuple[int, int], rate: float, decay: float) -> None:
-        """Update weights of one shape together: a few large products instead of many small ones."""
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+    def _move(self, weights: list[Tensor], shape: tuple[int, int], rate: float, decay: float) -> None:
+        """Update weights of one shape together: a few large operations instead of many small ones."""
         for weight in weights:
             if not self.state[weight]:  # AdamW wants a "step" in every state that it loads
                 self.state[weight] = {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
         averages = [self.state[weight]["momentum"] for weight in weights]
-        moved = torch._foreach_lerp(averages, gradients, 1 - self.momentum)
-        ahead = torch._foreach_lerp(gradients, moved, self.momentum)  # Nesterov's
-        directions = orthogonal(torch.stack([each.flatten(1) for each in ahead])) * 0.2 * max(shape) ** 0.5
-        fine = 1 - getattr(self, "found_inf", torch.zeros((), device=weights[0].device))
-        for weight, average, new, direction in zip(weights, averages, moved, directions, strict=True):
-            average.copy_(torch.where(fine > 0, new, average))
-            step = decay * weight + direction.view_as(weight)
-            weight.sub_(torch.where(fine > 0, rate * step, 0.0))
+        before, average, gradient = (
+            torch.stack([each.flatten(1) for each in group])
+            for group in (weights, averages, [weight.grad for weight in weights if weight.grad is not None])
+        )
+        moved = average.lerp(gradient, 1 - self.momentum)
+        direction = orthogonal(gradient.lerp(moved, self.momentum)) * 0.2 * max(shape) ** 0.5  # Nesterov's
+        after = before - rate * (decay * before + direction)
+        fine = getattr(self, "found_inf", torch.zeros((), device=before.device)) == 0
+        for kept, new, old in ((weights, after, before), (averages, moved, average)):
+            parts = torch.where(fine, new, old).unbind()
+            torch._foreach_copy_(kept, [part.view_as(weight) for part, weight in zip(parts, kept, strict=True)])
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:
