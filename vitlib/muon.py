@@ -4,7 +4,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitlib.device import autocast_dtype
 
@@ -45,9 +45,9 @@ class Muon(torch.optim.AdamW):
             if not self.state[weight]:  # AdamW wants a "step" in every state that it loads
                 self.state[weight] = {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
         averages = [self.state[weight]["momentum"] for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         before, average, gradient = (
-            torch.stack([each.flatten(1) for each in group])
-            for group in (weights, averages, [weight.grad for weight in weights if weight.grad is not None])
+            torch.stack([w.flatten(1) for w in each]) for each in (weights, averages, gradients)
         )
         moved = average.lerp(gradient, 1 - self.momentum)
         direction = orthogonal(gradient.lerp(moved, self.momentum)) * 0.2 * max(shape) ** 0.5  # Nesterov's
