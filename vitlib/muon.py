@@ -46,14 +46,12 @@ class Muon(torch.optim.AdamW):
                 self.state[weight] = {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
         averages = [self.state[weight]["momentum"] for weight in weights]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        before, average, gradient = (
-            torch.stack([w.flatten(1) for w in each]) for each in (weights, averages, gradients)
-        )
+        now, average, gradient = (torch.stack([w.flatten(1) for w in each]) for each in (weights, averages, gradients))
         moved = average.lerp(gradient, 1 - self.momentum)
         direction = orthogonal(gradient.lerp(moved, self.momentum)) * 0.2 * max(shape) ** 0.5  # Nesterov's
-        after = before - rate * (decay * before + direction)
-        fine = getattr(self, "found_inf", torch.zeros((), device=before.device)) == 0
-        for kept, new, old in ((weights, after, before), (averages, moved, average)):
+        after = now - rate * (decay * now + direction)
+        fine = getattr(self, "found_inf", torch.zeros((), device=now.device)) == 0
+        for kept, new, old in ((weights, after, now), (averages, moved, average)):
             parts = torch.where(fine, new, old).unbind()
             torch._foreach_copy_(kept, [part.view_as(weight) for part, weight in zip(parts, kept, strict=True)])
 
