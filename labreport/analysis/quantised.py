@@ -14,6 +14,7 @@ from torch import Tensor
 from vitlib.light import quantize
 from vitlib.light.export import quiet, write
 
+WEIGHT_BITS = 7  # of the int8 forms, see vitlib.light.quantize.static; measurements made before say nothing and had 8
 FORMS = ("int8 动态", "int8 静态", "int8 静态，留一处浮点", "权重 int8", "权重 int4")
 
 

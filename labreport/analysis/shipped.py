@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from labreport.analysis import assess, latency
+from labreport.analysis.quantised import WEIGHT_BITS
 from vitlib.augment import to_float
 from vitlib.data import Dataset
 from vitlib.light import quantize
@@ -48,11 +49,11 @@ def measure_mirrored(data: Dataset) -> dict[str, Any]:
 def measure(data: Dataset, folder: Path, *, seconds: float, least: int) -> dict[str, Any]:
     """Export both models to ``folder``, with int8, and measure all forms on the whole ``data`` they were trained for.
 
-    Returns ``bytes`` by model (that of the int8 file), ``correct`` by model and form, bool (N,) over the test images,
+    Returns ``bytes`` by model (that of the int8 file), its ``weight_bits``, ``correct`` by model and form, bool (N,) over the test images,
     and ``times`` by threads, then by "model form", of one image at a time (see :func:`latency.measure`).
     """
     images = data.split(seed=0)[1].sample(CALIBRATION).images
-    found: dict[str, Any] = {"bytes": {}, "correct": {}, "times": {}}
+    found: dict[str, Any] = {"bytes": {}, "correct": {}, "times": {}, "weight_bits": WEIGHT_BITS}
     files, models = {}, {}
     for name in NAMES:
         trained = load_trained(name)
