@@ -41,9 +41,8 @@ class Muon(torch.optim.AdamW):
 
     def _move(self, weights: list[Tensor], shape: tuple[int, int], rate: float, decay: float) -> None:
         """Update weights of one shape together: a few large operations instead of many small ones."""
-        for weight in weights:
-            if not self.state[weight]:  # AdamW wants a "step" in every state that it loads
-                self.state[weight] = {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}
+        new = [weight for weight in weights if not self.state[weight]]  # AdamW wants a "step" in every state it loads
+        self.state |= {weight: {"momentum": torch.zeros_like(weight), "step": torch.zeros(())} for weight in new}
         averages = [self.state[weight]["momentum"] for weight in weights]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         now, average, gradient = (torch.stack([w.flatten(1) for w in each]) for each in (weights, averages, gradients))
@@ -51,8 +50,8 @@ class Muon(torch.optim.AdamW):
         direction = orthogonal(gradient.lerp(moved, self.momentum)) * 0.2 * max(shape) ** 0.5  # Nesterov's
         after = now - rate * (decay * now + direction)
         fine = getattr(self, "found_inf", torch.zeros((), device=now.device)) == 0
-        for kept, new, old in ((weights, after, now), (averages, moved, average)):
-            parts = torch.where(fine, new, old).unbind()
+        for kept, then, before in ((weights, after, now), (averages, moved, average)):
+            parts = torch.where(fine, then, before).unbind()
             torch._foreach_copy_(kept, [part.view_as(weight) for part, weight in zip(parts, kept, strict=True)])
 
 

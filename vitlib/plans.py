@@ -29,7 +29,7 @@ TIERS = {
     12: "2.1 其余各步与 2.3 的第三个种子",
 }
 
-BRIEF, HOURS, FULL = range(3)
+BRIEF, HOURS, FULL = recipes.BRIEF, recipes.HOURS, recipes.FULL
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ SECTIONS: dict[str, list[Entry]] = {
     "2.4": [
         Entry("现代 ViT", recipes.VIT, 1, (2, 4)),
         Entry("最佳配方", recipes.BEST, 1, (2, 4)),
-        *(Entry(label, recipe, 5, scope=BRIEF if brief else FULL) for label, recipe, brief in light.METHODS),
+        *(Entry(label, recipe, 5, scope=scope) for label, recipe, scope in light.METHODS),
     ],
 }
 

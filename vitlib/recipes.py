@@ -8,6 +8,8 @@ from typing import Any
 from vitlib.errors import UserError
 from vitlib.recipe import Recipe
 
+BRIEF, HOURS, FULL = range(3)  # what a run takes: a processor's minutes, a processor's hours, a GPU
+
 # The original report: Adam at a constant 5e-4, batches of 512, all training images, the test accuracy
 # watched every epoch. "Vanilla" feeds pixels in [0, 1] to plain cross-entropy for 500 epochs.
 VANILLA = Recipe(

@@ -7,7 +7,7 @@ so that what a method costs in accuracy is the method's, not the training's; ``T
 from typing import Any
 
 from vitlib.recipe import Recipe
-from vitlib.recipes import BEST, TEACHER, VIT
+from vitlib.recipes import BEST, BRIEF, FULL, HOURS, TEACHER, VIT
 
 SOFT = {"kind": "soft", "weight": 0.5, "temperature": 2.0}
 
@@ -70,22 +70,22 @@ TOKEN = CHILD.but(name="child-token", model_args={"distill_token": True}, teache
 # The chain that is recommended: best -> distilled child -> DynamicViT, taught by best; int8 when it is exported.
 LIGHT = tuned("light", DISTILLED, BEST, model="dynamic_vit", model_args={"keep_ratio": 0.7})
 
-# Label for readers, recipe, and whether a processor has time for it.
-METHODS: list[tuple[str, Recipe, bool]] = [
-    ("再微调（对照）", TUNED, False),
-    ("DynamicViT 0.7", dynamic(0.7), True),
-    ("DynamicViT 0.5", dynamic(0.5), False),
-    ("A-ViT 4", adaptive(4), True),
-    ("词元合并（训练）8", merging(8), False),
-    ("结构化剪枝 50 %", pruned(50), True),
-    ("结构化剪枝 30 %", pruned(30), False),
-    ("结构化剪枝 70 %", pruned(70), False),
-    ("只留 2 块", FEWER_BLOCKS, True),
-    ("嵌入维数 128", NARROWER, True),
-    ("小模型", CHILD, False),
-    ("小模型（蒸馏）", DISTILLED, True),
-    ("小模型（硬蒸馏）", HARD, False),
-    ("小模型（由 CNN 蒸馏）", BY_CNN, False),
-    ("小模型（蒸馏词元）", TOKEN, False),
-    ("推荐的轻量模型", LIGHT, True),
+# Label for readers, recipe, and what its training takes.
+METHODS: list[tuple[str, Recipe, int]] = [
+    ("再微调（对照）", TUNED, HOURS),
+    ("DynamicViT 0.7", dynamic(0.7), BRIEF),
+    ("DynamicViT 0.5", dynamic(0.5), HOURS),
+    ("A-ViT 4", adaptive(4), BRIEF),
+    ("词元合并（训练）8", merging(8), HOURS),
+    ("结构化剪枝 50 %", pruned(50), BRIEF),
+    ("结构化剪枝 30 %", pruned(30), HOURS),
+    ("结构化剪枝 70 %", pruned(70), HOURS),
+    ("只留 2 块", FEWER_BLOCKS, BRIEF),
+    ("嵌入维数 128", NARROWER, BRIEF),
+    ("小模型", CHILD, HOURS),
+    ("小模型（蒸馏）", DISTILLED, BRIEF),
+    ("小模型（硬蒸馏）", HARD, HOURS),
+    ("小模型（由 CNN 蒸馏）", BY_CNN, FULL),
+    ("小模型（蒸馏词元）", TOKEN, HOURS),
+    ("推荐的轻量模型", LIGHT, BRIEF),
 ]
