@@ -90,7 +90,7 @@ def gains_told(steps: Sequence[Comparison]) -> str:
     for verdict, words in says.items():
         found = sorted((step for step in steps if step.verdict == verdict), key=lambda step: -abs(step.difference))
         listed = "、".join(
-            f"{step.names[0].removeprefix('+ ')}（{100 * step.difference:+.1f} 个百分点）".replace("-", "−")
+            f"“{step.names[0].removeprefix('+ ')}”（{100 * step.difference:+.1f} 个百分点）".replace("-", "−")
             for step in found
         )
         told += [f"{words}{listed}"] * bool(found)

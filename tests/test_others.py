@@ -127,7 +127,7 @@ def test_a_step_of_the_ladder_is_compared_with_the_one_below_it():
     ]  # fmt: skip
     assert [step.verdict for step in steps] == ["较高", "较低", "证据不足"]  # two seeds prove nothing
     said = others.gains_told(steps)
-    assert re.search(r"显著提高.*混合茎部（\+20\.0 个百分点）；显著降低.*（−10\.0 个百分点）；证据不足", said)
+    assert re.search(r"显著提高.*“混合茎部”（\+20\.0 个百分点）；显著降低.*（−10\.0 个百分点）；证据不足", said)
     assert others.gains_told([]) == "" and others.gains(others.climbed({})) == []
 
 

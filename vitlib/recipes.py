@@ -171,9 +171,9 @@ CPU_PLAIN = CPU.but(
     name="cpu-plain", model_args={"stem": None, "pool": None}, loss="cross_entropy", optimizer="adamw", lr=1.5e-3, epochs=4,
 )  # fmt: skip
 CPU_LADDER = [
-    *climb(("线性图像块，4 轮", CPU_PLAIN), "cpu-with", {name: STEPS[name] for name in ("stem", "pool", "balance")}),
+    *climb(("线性图像块（4 轮）", CPU_PLAIN), "cpu-with", {name: STEPS[name] for name in ("stem", "pool", "balance")}),
     ("+ Muon 优化器", CPU.but(name="cpu-with-muon", epochs=CPU_PLAIN.epochs)), ("+ 9 轮", CPU),
-    ("+ 更宽，随机擦除，16 轮", CPU_LONG), ("+ 40 轮", CPU_LONGEST), ("+ TrivialAugment", CPU_VARIED),
+    ("+ 加宽、随机擦除、16 轮", CPU_LONG), ("+ 40 轮", CPU_LONGEST), ("+ TrivialAugment", CPU_VARIED),
 ]  # fmt: skip
 # The child of cpu-long, of a quarter of the weights, which also imitates it.
 CPU_LIGHT = CPU_LONG.but(
