@@ -12,10 +12,10 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, spaced, summary
+from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, points, spaced, summary
 from labreport.study import SHORTEST
 from vitlib.paths import share
-from vitlib.recipes import CPU_LADDER, RECIPES
+from vitlib.recipes import CPU_LADDER, CPU_PLAIN, RECIPES
 from vitlib.record import Run
 
 TEST_IMAGES = 4870
@@ -69,29 +69,32 @@ def climbed(whole: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
 
 def is_rung(run: Run) -> bool:
     """Return whether a run is of a rung that is there for the ladder alone, and speaks for nothing else."""
-    return run.name.startswith(("cpu-plain", "cpu-with-"))
+    return run.name in {recipe.name for _, recipe in CPU_LADDER if recipe.epochs == CPU_PLAIN.epochs}
 
 
 def gains(rungs: Mapping[str, Sequence[Run]]) -> list[Comparison]:
-    """Return what each rung but the lowest adds to the one below it, paired on the images, p by Holm over the ladder."""
+    """Return what each rung adds to the one right below it, where both are there: paired on the images, p by Holm."""
     correct = {label: [run.correct for run in group] for label, group in rungs.items()}
-    return corrected([compare(correct[b], correct[a], (b, a)) for a, b in pairwise(rungs)])
+    neighbours = pairwise(label for label, _ in CPU_LADDER)
+    return corrected([compare(correct[b], correct[a], (b, a)) for a, b in neighbours if {a, b} <= correct.keys()])
 
 
 def gains_told(steps: Sequence[Comparison]) -> str:
     """Return which of :func:`gains` raised the accuracy, which did not and which are open, as Chinese sentences."""
+    few = f"种子少于 {FEWEST_SEEDS} 个、证据不足的是"
     says = {
         "较高": "显著提高了准确率的是",
         "较低": "显著降低了准确率的是",
-        "等价": "与上一步相差不超过 1 个百分点（视为等价）的是",
-        "证据不足": "证据不足的是",
+        "等价": f"与上一步相差不超过 {100 * max((step.margin for step in steps), default=0):g} 个百分点（视为等价）的是",
+        "证据不足": "种子够数而分不出高下的是",
+        few: few,
     }
     told = []
-    for verdict, words in says.items():
-        found = sorted((step for step in steps if step.verdict == verdict), key=lambda step: -abs(step.difference))
+    for outcome, words in says.items():
+        found = [step for step in steps if outcome == (few if min(step.seeds) < FEWEST_SEEDS else step.verdict)]
+        found.sort(key=lambda step: -abs(step.difference))
         listed = "、".join(
-            f"“{step.names[0].removeprefix('+ ')}”（{100 * step.difference:+.1f} 个百分点）".replace("-", "−")
-            for step in found
+            f"“{step.names[0].removeprefix('+ ')}”（{points(step.difference, sign=True)} 个百分点）" for step in found
         )
         told += [f"{words}{listed}"] * bool(found)
     return spaced("；".join(told) + "。") if told else ""

@@ -113,9 +113,9 @@ class Comparison:
         lower = self.difference < 0  # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
         level = f"{'只计测试图像的抽样误差，' if few else ''}{100 * (1 - self.alpha):g} % 区间"
-        gap = f"比{b}{'低' if lower else '高'} {_points(abs(self.difference))} 个百分点"
+        gap = f"比{b}{'低' if lower else '高'} {points(abs(self.difference))} 个百分点"
         finding = a + (gap if self.difference else f"与{b}的均值相同")
-        return spaced(f"{finding}（{level} [{_points(low)}, {_points(high)}]，{seeds}），{self._conclusion(few)}。")
+        return spaced(f"{finding}（{level} [{points(low)}, {points(high)}]，{seeds}），{self._conclusion(few)}。")
 
     def _conclusion(self, few: bool) -> str:
         if few:
@@ -231,8 +231,8 @@ def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "对比": [spaced(f"{row.names[0]}减{row.names[1]}") for row in comparisons],
-            "差（百分点）": [_points(row.difference, sign=True) for row in comparisons],
-            "95 % 区间": [f"[{_points(row.low)}, {_points(row.high)}]" for row in comparisons],
+            "差（百分点）": [points(row.difference, sign=True) for row in comparisons],
+            "95 % 区间": [f"[{points(row.low)}, {points(row.high)}]" for row in comparisons],
             "种子": [" / ".join(map(str, dict.fromkeys(row.seeds))) for row in comparisons],
             "p": [_p_value(row.p) for row in comparisons],
             "结论": ["对错相同" if row.identical else row.verdict for row in comparisons],
@@ -282,7 +282,7 @@ def _tail(distance: float, error: float, freedom: float) -> float:
     return float(student.sf(distance / error, freedom))
 
 
-def _points(fraction: float, sign: bool = False) -> str:
+def points(fraction: float, sign: bool = False) -> str:
     """Percentage points with one decimal, two where one would hide the sign; a true minus."""
     points = 100 * fraction if abs(fraction) >= 5e-5 else 0.0
     digits = 2 if 0 < abs(points) < 0.05 else 1

@@ -90,7 +90,7 @@ def test_twenty_steps_are_the_pinned_ones(name):
     expected = torch.tensor(stored()["losses"][name], dtype=torch.float64)
     assert expected.std() > 1e-3  # it moves, so it can differ
     found = torch.tensor(compute(name), dtype=torch.float64)
-    rough = 5e-3 if RECIPES[name].optimizer == "muon" else 1e-4  # it rounds to bfloat16, elsewhere in another order
+    rough = 5e-3 if RECIPES[name].optimizer == "muon" else 1e-4  # it rounds to bfloat16 where there is that
     torch.testing.assert_close(found, expected, rtol=rough, atol=1e-6, msg=lambda text: f"{REMEDY}\n{text}")
 
 

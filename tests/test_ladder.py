@@ -46,17 +46,13 @@ def test_the_ladder_begins_with_vit_and_ends_with_best():
 
 def test_the_processors_ladder_changes_one_thing_a_step_and_then_grows():
     recipes = [recipe for _, recipe in CPU_LADDER]
-    assert (
-        recipes[4].spec() == CPU.but(epochs=recipes[0].epochs).spec()
-        and recipes[5] is CPU
-        and recipes[-1] is CPU_VARIED
-    )
+    assert recipes[0].model_args.keys() == {"d_model", "num_heads", "num_layers", "ffn_hidden_channels"}
+    for (before, after), name in zip(pairwise(recipes[:4]), ("stem", "pool", "balance"), strict=True):
+        assert before.but(**STEPS[name][1]).spec() == after.spec() != before.spec()
+    assert recipes[3].but(optimizer="muon", lr=CPU.lr).spec() == recipes[4].spec()
+    assert recipes[4].but(epochs=CPU.epochs).spec() == CPU.spec() and recipes[5] is CPU and recipes[-1] is CPU_VARIED
     assert len({recipe.key(0, "") for recipe in recipes}) == len({recipe.name for recipe in recipes}) == len(recipes)
     assert {recipe.protocol for recipe in recipes} == {"refit"}  # the whole data
-    for before, after in pairwise(recipes[:4]):
-        changed = [name for name in VIT.__dataclass_fields__ if getattr(before, name) != getattr(after, name)]
-        assert len(changed) == 2 and changed[0] == "name"
-    assert len({recipe.epochs for recipe in recipes[:5]}) == 1
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -66,6 +62,10 @@ def test_one_ingredient_less_is_all_the_others(name):
     assert less.but(**changes | ({"teacher": BEST.teacher} if name == "teacher" else {})).spec() == BEST.spec()
     assert recipe_named(f"best-without-{name}") == less and recipe_named("best") is BEST  # as a command knows them
     assert name == "long" or recipe_named(f"ladder-{name}") in dict(LADDER).values()
+
+
+def test_whatever_2_1_trains_has_a_name_that_a_command_knows():
+    assert all(recipe_named(entry.recipe.name) == entry.recipe for entry in SECTIONS["2.1"])
 
 
 def test_an_unknown_ingredient_is_refused():

@@ -161,7 +161,7 @@ def test_only_a_small_module_is_left_in_float(trained):
 
 
 @pytest.mark.parametrize("way", ["static", "dynamic"])
-def test_int8_weights_take_seven_bits_so_that_no_processor_overflows(trained, way):
+def test_int8_weights_take_seven_bits_so_that_no_processor_saturates(trained, way):
     """Without VNNI a processor adds two products in 16 bits: 2 * 255 * 127 does not fit, 2 * 255 * 64 does."""
     _, test, folder, _ = trained
     out = folder / f"{way}.onnx"

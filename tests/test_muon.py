@@ -45,6 +45,13 @@ def test_directions_become_nearly_orthogonal(rows, columns, seed):
     assert (found - found.diagonal().diag()).abs().max() < 0.15
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_directions_are_made_in_what_the_processor_computes_in(monkeypatch, dtype):
+    monkeypatch.setattr("vitlib.muon.autocast_dtype", lambda device: dtype)
+    found = orthogonal(torch.randn(1, 8, 12, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(found, found.bfloat16().float()) == (dtype is torch.bfloat16)
+
+
 def test_matrices_move_as_with_torchs_own_muon():
     shapes = [(8, 8), (24, 8), (8, 24), (8, 8)]
     theirs = torch.optim.Muon(weights(*shapes), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -52,7 +59,9 @@ def test_matrices_move_as_with_torchs_own_muon():
     mine = learn(ours(start := weights(*shapes)), start)
     for a, b, before in zip(mine, expected, weights(*shapes), strict=True):
         moved = (b - before).abs().mean()
-        assert (a - b).abs().mean() < 0.1 * moved and moved > 0.005  # both round to bfloat16 on the way
+        assert (
+            (a - b).abs().mean() < 0.1 * moved and moved > 0.005
+        )  # theirs rounds to bfloat16 on the way, ours where the processor has it
 
 
 def test_everything_else_moves_as_with_adamw():

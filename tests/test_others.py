@@ -115,20 +115,22 @@ def rung(label, seeds, right):
         yield made
 
 
-def test_a_step_of_the_ladder_is_compared_with_the_one_below_it():
+def test_a_step_of_the_ladder_is_compared_with_the_one_right_below_it():
     labels = [label for label, _ in CPU_LADDER]
-    runs = [*rung(labels[0], 3, 500), *rung(labels[1], 3, 700), *rung(labels[3], 3, 600), *rung(labels[4], 2, 900)]
-    whole = others.on_whole_data([*runs, run(name="vit")])
-    rungs = others.climbed(whole)
-    assert list(rungs) == [labels[0], labels[1], labels[3], labels[4]]  # a rung without records is stepped over
-    steps = others.gains(rungs)
-    assert [step.names for step in steps] == [
-        (labels[1], labels[0]), (labels[3], labels[1]), (labels[4], labels[3])
-    ]  # fmt: skip
+    runs = [*rung(labels[0], 3, 500), *rung(labels[1], 3, 700), *rung(labels[2], 3, 600)]
+    runs += [*rung(labels[4], 3, 600), *rung(labels[5], 2, 900)]
+    rungs = others.climbed(others.on_whole_data([*runs, run(name="vit")]))
+    assert list(rungs) == [labels[i] for i in (0, 1, 2, 4, 5)]
+    steps = others.gains(rungs)  # none over the rung that has no records
+    assert [step.names for step in steps] == [(labels[i + 1], labels[i]) for i in (0, 1, 4)]
     assert [step.verdict for step in steps] == ["较高", "较低", "证据不足"]  # two seeds prove nothing
     said = others.gains_told(steps)
-    assert re.search(r"显著提高.*“混合茎部”（\+20\.0 个百分点）；显著降低.*（−10\.0 个百分点）；证据不足", said)
+    assert re.search(
+        r"显著提高.*“混合茎部”（\+20\.0 个百分点）；显著降低.*（−10\.0 个百分点）；种子少于 3 个、证据不足", said
+    )
     assert others.gains_told([]) == "" and others.gains(others.climbed({})) == []
+    alike = others.gains({labels[0]: [*rung(labels[0], 3, 500)], labels[1]: [*rung(labels[1], 3, 500)]})
+    assert re.search(r"“混合茎部”（0\.0 个百分点）", others.gains_told(alike))
 
 
 def test_rungs_speak_for_nothing_but_the_ladder():

@@ -36,6 +36,8 @@ KEYS = {
     "cpu-with-pool": "045adf29ec072dce",
     "cpu-with-balance": "a0ae7b5b3f496164",
     "cpu-with-muon": "f0ccead1f5d52b17",
+    "vit-shifted": "c40299e943fb9bf7",
+    "vit-local": "736350eccb92f774",
     "cpu-pooled": "c28c37d6a9096c55",
     "cpu-light": "4fd9f61d3bb3bedf",
     "cpu-child": "832c8eaf6999d2c0",

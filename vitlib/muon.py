@@ -62,8 +62,8 @@ def _shape(weight: Tensor) -> tuple[int, int]:
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return (n, r, c) with the singular vectors of ``matrices`` and singular values of about 1, by Newton and Schulz.
 
-    In bfloat16 where the device computes in it, else in float32: a processor that only emulates it takes three
-    hundred times as long for the same products (benchmarks/NOTES.md).
+    In bfloat16 where the device computes in it, else in float32: a processor that only emulates it takes
+    some two hundred and fifty times as long for the same products (benchmarks/NOTES.md).
     """
     x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(autocast_dtype(matrices.device) or torch.float32)

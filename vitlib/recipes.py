@@ -166,7 +166,8 @@ CPU_POOLED = CPU_VARIED.but(
     model_args={"stem": "pooled", "patch_size": 8, "d_model": 256, "ffn_hidden_channels": 512, "norm": "batch"},
 )  # fmt: skip
 # The way to cpu-varied, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
-# is the time; AdamW at the rate that suited it best (benchmarks/RECIPE.md).
+# is the time. AdamW has the rate it had before Muon, then with batches of 64; unlike Muon's it was never swept
+# (benchmarks/RECIPE.md).
 CPU_PLAIN = CPU.but(
     name="cpu-plain", model_args={"stem": None, "pool": None}, loss="cross_entropy", optimizer="adamw", lr=1.5e-3, epochs=4,
 )  # fmt: skip
@@ -194,7 +195,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        *dict(CPU_LADDER).values(), CPU_POOLED, CPU_LIGHT, CPU_CHILD, FAST,
+        *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_LIGHT, CPU_CHILD, FAST,
     )
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ def static(
     """Write an int8 version whose activation scales come from uint8 ``images`` (N, C, S, S).
 
     only, but: modules (see :func:`modules`) to quantise alone, or to leave in float; their order does not matter.
-    Weights take 7 of the 8 bits: a processor without VNNI adds two products in 16 bits, which 8 bits overflow, and the
+    Weights take 7 of the 8 bits: a processor without VNNI adds two products in 16 bits, which 8 bits saturate, and the
     published models lost 4 and 5 points there (benchmarks/NOTES.md).
     """
     named = modules(path)
