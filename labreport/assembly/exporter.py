@@ -44,8 +44,10 @@ class ReportExporter(HTMLExporter):
 
 
 def _svg_quoted(svg: str) -> str:
-    """Return an SVG as it may stand in a data URL inside an attribute; a quarter shorter than Base64."""
-    return quote(" ".join(svg.split()), safe=" /:;=,()!*'+@?$")
+    """Return an SVG as it may stand in a data URL inside an attribute in double quotes; a third shorter than Base64."""
+    svg = " ".join(svg.split())
+    svg = svg if "'" in svg else svg.replace('"', "'")  # which need no escape there
+    return quote(svg, safe=" /:;=,()!*'+@?$<>")
 
 
 @pass_context
