@@ -47,7 +47,7 @@ def _svg_quoted(svg: str) -> str:
     """Return an SVG as it may stand in a data URL inside an attribute in double quotes; a third shorter than Base64."""
     svg = " ".join(svg.split())
     svg = svg if "'" in svg else svg.replace('"', "'")  # which need no escape there
-    return quote(svg, safe=" /:;=,()!*'+@?$<>")
+    return quote(svg, safe=" /:;=,()!*'+@?$")
 
 
 @pass_context
