@@ -282,7 +282,7 @@ def _preview(word: str, meta: dict[str, Any]) -> None:
 
 def _picture(fig: Figure) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the figure as a MIME bundle and its size metadata: SVG if it is line art and small, else PNG."""
-    svg = _save(fig, "svg", metadata={"Date": None}).decode()
+    svg = _save(fig, "svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
     # A hundredth of a point is finer than any printer; longer places only make the file larger.
     places = r' (?:d|x|y)="[^"]*"|translate\([^)]*\)'
     svg = re.sub(places, lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg[svg.index("<svg") :])
