@@ -247,9 +247,9 @@ def test_masked_pictures_are_learned():
     coarse = torch.rand(16, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     images = F.interpolate(coarse, size=(16, 16), mode="bicubic") * 2 - 1
     model = mae(d_model=32, decoder_width=32, mask_ratio=0.5).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(80):
+    for _ in range(240):
         predicted, hidden = model(images)
         losses.append(model.loss(predicted, hidden, images))
         optimizer.zero_grad()

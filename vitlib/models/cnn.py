@@ -15,15 +15,17 @@ class Residual(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
+        self.stride, self.norm1, self.norm2 = stride, nn.BatchNorm2d(before), nn.BatchNorm2d(after)
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if before != after or stride > 1 else None
+        self.shortcut = nn.Conv2d(before, after, 1, bias=False) if before != after or stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.norm1(x))
         out = self.conv2(F.relu(self.norm2(self.conv1(active))))
-        return out + (x if self.shortcut is None else self.shortcut(active))
+        # not by a strided 1x1 convolution, whose gradient, on processors with AVX2 alone and with fewer than 8 channels,
+        # is written past the end of its memory (torch 2.15); the sums are the same
+        return out + (x if self.shortcut is None else self.shortcut(active[..., :: self.stride, :: self.stride]))
 
 
 class CNN(EncoderModel):
