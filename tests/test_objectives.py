@@ -372,6 +372,6 @@ def test_the_cnn_is_a_wide_residual_network():
     for layer in model.layers:
         active = F.relu(layer.norm1(x))
         inner = layer.conv2(F.relu(layer.norm2(layer.conv1(active))))
-        x = inner + (layer.shortcut(active) if layer.shortcut else x)
+        x = inner + (F.conv2d(active, layer.shortcut.weight, stride=layer.stride) if layer.shortcut else x)
     assert x.shape == (2, 256, 8, 8)
     torch.testing.assert_close(model(images), model.head(F.relu(model.norm(x)).mean((2, 3))), atol=1e-4, rtol=1e-4)
