@@ -15,6 +15,7 @@ from scipy.stats import t as student
 from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, points, spaced, summary
 from labreport.study import SHORTEST
 from vitlib.paths import share
+from vitlib.recipe import Recipe
 from vitlib.recipes import CPU_LADDER, CPU_PLAIN, RECIPES
 from vitlib.record import Run
 
@@ -56,15 +57,14 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return dict(sorted(found.items(), key=lambda item: -item[1][0].epochs))
 
 
-def titled(run: Run) -> str:
-    """Return what :func:`on_whole_data` calls the recipe of this run."""
-    return f"{run.name}（{run.epochs} 轮）"
+def titled(what: Run | Recipe) -> str:
+    """Return what :func:`on_whole_data` calls a recipe, or the recipe of a run."""
+    return f"{what.name}（{what.epochs} 轮）"
 
 
 def climbed(whole: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
     """Return the rungs of the ladder to the published best that :func:`on_whole_data` holds, by label, lowest first."""
-    titles = {label: f"{recipe.name}（{recipe.epochs} 轮）" for label, recipe in CPU_LADDER}
-    return {label: whole[title] for label, title in titles.items() if title in whole}
+    return {label: whole[titled(recipe)] for label, recipe in CPU_LADDER if titled(recipe) in whole}
 
 
 def is_rung(run: Run) -> bool:

@@ -13,6 +13,7 @@ from vitlib.data import Dataset, load, long_tail
 from vitlib.errors import UserError
 from vitlib.light import recipes as light
 from vitlib.recipe import Recipe
+from vitlib.recipes import BRIEF, FULL, HOURS
 
 TIERS = {
     1: "最佳配方与原系统",
@@ -28,8 +29,6 @@ TIERS = {
     11: "它们的第二个种子，没有用上的方法与第一步的第三个",
     12: "2.1 其余各步与 2.3 的第三个种子",
 }
-
-BRIEF, HOURS, FULL = recipes.BRIEF, recipes.HOURS, recipes.FULL
 
 
 @dataclass(frozen=True)

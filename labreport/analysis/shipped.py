@@ -48,8 +48,9 @@ def measure_mirrored(data: Dataset) -> dict[str, Any]:
 def measure(data: Dataset, folder: Path, *, seconds: float, least: int) -> dict[str, Any]:
     """Export both models to ``folder``, with int8, and measure all forms on the whole ``data`` they were trained for.
 
-    Returns ``bytes`` by model (that of the int8 file), ``weight_bits`` of both, ``correct`` by model and form, bool (N,) over the test images,
-    and ``times`` by threads, then by "model form", of one image at a time (see :func:`latency.measure`).
+    Returns ``bytes`` by model (that of the int8 file), ``weight_bits`` of both, ``correct`` by model and form, bool (N,)
+    over the test images, and ``times`` by threads, then by "model form", of one image at a time (see
+    :func:`latency.measure`).
     """
     images = data.split(seed=0)[1].sample(CALIBRATION).images
     found: dict[str, Any] = {"bytes": {}, "correct": {}, "times": {}, "weight_bits": WEIGHT_BITS}
