@@ -47,8 +47,7 @@ class Store:
         """Return the finished run, or None; with ``weights`` only one that has them here, or failed to get any."""
         key = recipe.key(seed, data.fingerprint)
         published = [*self.published.glob(f"*-{key}.json")]
-        local = self.root / key / "record.json"
-        for path in ([local] if local.exists() else []) + published:
+        for path in [*self.root.glob(f"{key}/record.json"), *published]:
             run = read_record(path, published=bool(published))
             if not weights or run.weights_path() or run.failed:
                 return run

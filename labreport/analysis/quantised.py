@@ -14,7 +14,6 @@ from torch import Tensor
 from vitlib.light import quantize
 from vitlib.light.export import quiet, write
 
-WEIGHT_BITS = 7  # of the int8 forms, see vitlib.light.quantize.static; measurements made before say nothing and had 8
 FORMS = ("int8 动态", "int8 静态", "int8 静态，留一处浮点", "权重 int8", "权重 int4")
 
 
@@ -38,12 +37,12 @@ def fewer_bits(
 def dynamic(path: Path, out: Path) -> Path:
     """Write an int8 version of an ONNX file, one scale an output channel, activations scaled on the fly.
 
-    Weights take 7 bits, as in :func:`vitlib.light.quantize.static`.
+    Weights as in :func:`vitlib.light.quantize.static`.
     """
     with quiet():
         quantize_dynamic(
-            path, out, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True,
-            weight_type=QuantType.QInt8,
+            path, out, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+            reduce_range=quantize.WEIGHT_BITS < 8,
         )  # fmt: skip
     return out
 

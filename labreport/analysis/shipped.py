@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from labreport.analysis import assess, latency
-from labreport.analysis.quantised import WEIGHT_BITS
 from vitlib.augment import to_float
 from vitlib.data import Dataset
 from vitlib.light import quantize
@@ -53,7 +52,7 @@ def measure(data: Dataset, folder: Path, *, seconds: float, least: int) -> dict[
     :func:`latency.measure`).
     """
     images = data.split(seed=0)[1].sample(CALIBRATION).images
-    found: dict[str, Any] = {"bytes": {}, "correct": {}, "times": {}, "weight_bits": WEIGHT_BITS}
+    found: dict[str, Any] = {"bytes": {}, "correct": {}, "times": {}, "weight_bits": quantize.WEIGHT_BITS}
     files, models = {}, {}
     for name in NAMES:
         trained = load_trained(name)

@@ -14,6 +14,10 @@ from vitlib.evaluate import predict
 from vitlib.light.export import CPU, OnnxModel, batches, quiet, write
 
 TYPES = ["MatMul", "Gemm", "Conv"]  # where the time goes; norms, softmax and GELU stay in float
+# Of an int8 weight: 7 of the 8 bits, a reduced range in ONNX Runtime's words. A processor without VNNI adds two products
+# in 16 bits, which 8 bits saturate, and the published models lost 4 and 5 points there (benchmarks/NOTES.md).
+# Measurements that say nothing of it had 8.
+WEIGHT_BITS = 7
 
 
 class _Calibration(CalibrationDataReader):
@@ -30,14 +34,13 @@ def static(
     """Write an int8 version whose activation scales come from uint8 ``images`` (N, C, S, S).
 
     only, but: modules (see :func:`modules`) to quantise alone, or to leave in float; their order does not matter.
-    Weights take 7 of the 8 bits: a processor without VNNI adds two products in 16 bits, which 8 bits saturate, and the
-    published models lost 4 and 5 points there (benchmarks/NOTES.md).
+    Weights take WEIGHT_BITS bits, activations 8.
     """
     named = modules(path)
     with quiet():
         quantize_static(
-            path, out, _Calibration(images, normalize), op_types_to_quantize=TYPES, per_channel=True, reduce_range=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            path, out, _Calibration(images, normalize), op_types_to_quantize=TYPES, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=WEIGHT_BITS < 8,
             nodes_to_quantize=[node for module in only for node in named[module]],
             nodes_to_exclude=[node for module in but for node in named[module]],
         )  # fmt: skip
