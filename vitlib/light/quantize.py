@@ -14,8 +14,8 @@ from vitlib.evaluate import predict
 from vitlib.light.export import CPU, OnnxModel, batches, quiet, write
 
 TYPES = ["MatMul", "Gemm", "Conv"]  # where the time goes; norms, softmax and GELU stay in float
-# Of an int8 weight: 7 of the 8 bits, a reduced range in ONNX Runtime's words. A processor without VNNI adds two products
-# in 16 bits, which 8 bits saturate, and the published models lost 4 and 5 points there (benchmarks/NOTES.md).
+# Of an int8 weight: 7 of the 8 bits, a reduced range in ONNX Runtime's words. A processor without VNNI adds two
+# products in 16 bits, which 8 bits saturate, and the published models lost 4 and 5 points there (benchmarks/NOTES.md).
 # Measurements that say nothing of it had 8.
 WEIGHT_BITS = 7
 
