@@ -267,12 +267,16 @@ def test_the_page_opens_without_network_errors_or_missing_fonts(printed):
         page.evaluate("document.fonts.ready")
         fonts = page.evaluate("[...document.fonts].map(f => f.family + ' ' + f.status)")
         widths = page.evaluate("[...document.images].map(i => i.naturalWidth)")
-        wide = page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        over = {}
+        for width in (1280, 390):  # a desk, a telephone
+            page.set_viewport_size({"width": width, "height": 800})
+            over[width] = page.evaluate("document.documentElement.scrollWidth") - width
         chromium.close()
     assert [url for url in requests if not url.startswith("data:")] == [printed.as_uri()]
     assert complaints == []
     assert {name.replace('"', "") for name in fonts} == {f"Report {x} loaded" for x in ("Song", "Hei", "Mono", "Math")}
-    assert widths and all(width > 0 for width in widths) and wide
+    assert widths and all(width > 0 for width in widths)
+    assert over == {1280: 0, 390: 0}
 
 
 @pytest.mark.slow
