@@ -101,9 +101,9 @@ def gains_told(steps: Sequence[Comparison]) -> str:
 
 
 def spoken_for(whole: Mapping[str, Sequence[Run]], best: str = "") -> list[str]:
-    """Return which of :func:`on_whole_data`'s recipes are to be compared: chosen by no result on the test set.
+    """Return which of :func:`on_whole_data`'s recipes are to be compared.
 
-    ``best``, the recipe of the published weights, which was settled on before it ran; where it is not there, the one
+    ``best``, the recipe of the published weights (how it came to that: benchmarks/RECIPE.md); where it is not there, the one
     trained on the most computation (of two that cost the same, the one with more seeds). Where that has too few seeds,
     the next of them that has enough comes before it.
     """
@@ -132,7 +132,10 @@ def surpasses(ours: Sequence[float], said: float) -> bool:
 
 
 def against(ours: Sequence[float], said: float, names: tuple[str, str], alpha: float = 0.05) -> str:
-    """Return :func:`lead` as one Chinese sentence; with fewer than three seeds nothing is concluded."""
+    """Return :func:`lead` as one Chinese sentence; with fewer than three seeds nothing is concluded.
+
+    A printed accuracy is of one run: how far another seed would carry it is unknown, and not in the interval.
+    """
     gap, low, high = lead(ours, said, alpha)
     numbers = (
         f"{'高' if gap >= 0 else '低'} {100 * abs(gap):.1f} 个百分点（{100 * (1 - alpha):g} % 区间 "
@@ -141,4 +144,4 @@ def against(ours: Sequence[float], said: float, names: tuple[str, str], alpha: f
     finding = f"{names[0]}（{len(ours)} 个种子，{summary(ours).percent} %）比{names[1]}的 {100 * said:.1f} % {numbers}"
     if len(ours) < FEWEST_SEEDS:
         return spaced(f"{finding}，种子少于 {FEWEST_SEEDS} 个，证据不足。")
-    return spaced(f"{finding}，" + ("差异显著。" if low > 0 or high < 0 else "证据不足，不能断定孰高孰低。"))
+    return spaced(f"{finding}，" + ("区间不含 0。" if low > 0 or high < 0 else "证据不足，不能断定孰高孰低。"))

@@ -227,12 +227,13 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """The comparisons as a table for readers, with Chinese columns, in percentage points; without p where none has it."""
+    """The comparisons as a table for readers, in percentage points; ‡: an interval of the images' error alone."""
+    spans = [f"[{points(x.low)}, {points(x.high)}]{' ‡' * (min(x.seeds) < FEWEST_SEEDS)}" for x in comparisons]
     table = pd.DataFrame(
         {
             "对比": [spaced(f"{row.names[0]}减{row.names[1]}") for row in comparisons],
             "差（百分点）": [points(row.difference, sign=True) for row in comparisons],
-            "95 % 区间": [f"[{points(row.low)}, {points(row.high)}]" for row in comparisons],
+            "95 % 区间": spans,
             "种子": [" / ".join(map(str, dict.fromkeys(row.seeds))) for row in comparisons],
             "p": [_p_value(row.p) for row in comparisons],
             "结论": ["对错相同" if row.identical else row.verdict for row in comparisons],

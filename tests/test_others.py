@@ -59,8 +59,8 @@ def test_only_whole_finished_runs_of_the_courses_data_count():
 @pytest.mark.parametrize(
     ("ours", "said", "says"),
     [
-        ([0.72, 0.725, 0.73], 0.674, "高 5.1 个百分点.*差异显著"),
-        ([0.72, 0.725, 0.73], 0.867, "低 14.2 个百分点.*差异显著"),
+        ([0.72, 0.725, 0.73], 0.674, "高 5.1 个百分点.*，区间不含 0。"),
+        ([0.72, 0.725, 0.73], 0.867, "低 14.2 个百分点.*，区间不含 0。"),
         ([0.72, 0.725, 0.73], 0.723, "证据不足，不能断定"),
         ([0.60, 0.70, 0.80], 0.674, "证据不足，不能断定"),  # by the seeds
         ([0.725], 0.674, "种子少于 3 个，证据不足"),
@@ -101,7 +101,7 @@ def test_the_interval_covers_what_it_says():
     for _ in range(2000):
         ours = draw.binomial(4870, draw.normal(true, 0.004, n)) / 4870
         said = draw.binomial(4870, theirs + 0.02) / 4870  # truly equal
-        significant += "差异显著" in others.against(list(ours), said, ("甲", "乙"))
+        significant += "区间不含 0" in others.against(list(ours), said, ("甲", "乙"))
     assert significant / 2000 < 0.05
 
 

@@ -95,12 +95,13 @@ def conclude(title: str, family: "Family") -> str:
     tests = stats.compare_table(_correct(judged), best)
     accuracy = stats.summary([run.accuracy for run in usable[best]])
     said += f"按验证准确率选出的是{best}，它的测试准确率是 {accuracy.percent} %。"
+    few = {label: runs for label, runs in usable.items() if len(runs) < stats.FEWEST_SEEDS}
     parts = []
     for verdict, words in VERDICTS.items():
+        words = f"种子少于 {stats.FEWEST_SEEDS} 个、不作判断的是" if judged is usable and few else words
         if told := [_gap(test) for test in tests if test.verdict == verdict]:
             parts.append(f"{words}{'、'.join(told)}")
     said += "；".join(parts) + "。"
-    few = {label: runs for label, runs in usable.items() if len(runs) < stats.FEWEST_SEEDS}
     if judged is usable and few:
         seeds = min(map(len, few.values()))
         return stats.spaced(f"{said}有的取值只有 {seeds} 个种子，高下与够不够用都还不能断定，差值只供参考。")

@@ -32,7 +32,8 @@ def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return ``state`` with the heads and hidden channels that ``model`` has room for, block by block.
 
     The importance of a head or channel is the sum of squares of all weights and biases that go with it: the
-    group norm of Li et al. 2017 (arXiv:1608.08710) and Fang et al. 2023 (arXiv:2301.12900), without data.
+    group norm of Fang et al. 2023 (arXiv:2301.12900), without data. Li et al. 2017 (arXiv:1608.08710) add absolute
+    values, of one filter alone.
     What stays keeps its order, so that equal sizes give the very state.
     """
     out = dict(state)
