@@ -50,7 +50,8 @@ HELP = """\
 
 示例：make report PROFILE=quick DATA=course
       python3 tasks.py report --profile quick --data course
-环境变量：CIFAR_VIT_DATA（课程数据所在的文件夹）、CHROME（浏览器）、CIFAR_VIT_DEVICE（cpu、cuda、mps）"""
+环境变量：CIFAR_VIT_DATA（课程数据所在的文件夹）、CHROME（浏览器）、CIFAR_VIT_DEVICE（cpu、cuda、mps）、
+CIFAR_VIT_RUNS（训练结果所在的文件夹）、CIFAR_VIT_CACHE（解码后的图像，默认 ~/.cache/cifar-vit）"""
 
 
 def main(arguments=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitlib.errors import UserError
-from vitlib.models import OriginalViT, ViT, count, create_model, layers, model_defaults
+from vitlib.models import OriginalViT, ViT, count, create_model, model_defaults
 
 COMMON = {
     "num_classes": 10,
@@ -124,14 +124,3 @@ def test_counting_leaves_no_trace():
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     count(model.eval())
     assert not model.training
-
-
-def test_the_table_of_layers_adds_up():
-    model = create_model("vit", num_layers=2, registers=1)
-    table = layers(model, depth=1)
-    assert table["参数量"][0] == count(model).params
-    assert table["参数量"][1:].sum() == count(model).params - model.prefix_tokens.numel()
-    shapes = table.set_index(table["模块"].str.strip())["输出形状"]
-    assert shapes["stem"] == "1×256×8×8"
-    assert shapes["norm"] == "1×65×256"
-    assert shapes["head"] == "1×10"

@@ -174,15 +174,6 @@ def test_accuracy_bars_show_an_interval_only_for_three_seeds():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["三", "二", "败（训练中止）"]
 
 
-def test_pareto_joins_only_the_undominated():
-    fig = plots.pareto([1, 2, 3, 3], [0.5, 0.4, 0.7, 0.6], list("abcd"), "参数量 / 个")
-    line = fig.axes[0].lines[0]
-    assert list(line.get_xdata()) == [1, 3] and list(line.get_ydata()) == pytest.approx([50, 70])
-    assert legend_words(fig) == ["", "前沿", *"abcd"]
-    with pytest.raises(UserError, match="一一对应"):
-        plots.pareto([1], [0.5, 0.4], ["a"], "参数量 / 个")
-
-
 def images(count, seed=0):
     return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
@@ -253,7 +244,6 @@ def test_no_text_runs_into_another(names):
         plots.per_class(named),
         plots.class_counts(data),
         plots.accuracy_bars(named),
-        plots.pareto([1e5, 1e6, 1e7], [0.4, 0.8, 0.9], list(named), "参数量 / 个"),
         plots.image_grid(images(10), names),
         plots.predictions(images(6), range(6), [1, 1, 2, 0, 4, 1], [1.0] * 6, names),
     ]

@@ -197,7 +197,7 @@ def test_large_weights_are_not_kept_and_are_made_again_when_asked_for(shelf, dat
         patch.setattr(store, "KEEP_WEIGHTS", 100)
         run = shelf.get(PLAIN, 0, data, show=False)
     assert not run.has_weights
-    with pytest.raises(UserError, match=r"没有权重.*vitlib train toy-plain --seed 0"):
+    with pytest.raises(UserError, match=r"没有权重.*weights=True"):
         run.load_model()
     again = shelf.get(PLAIN, 0, data, show=False, weights=True)
     assert again.has_weights and np.array_equal(again.confidence, run.confidence)

@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     sub.add_argument("--dry-run", action="store_true", help="不训练，只列出各层的运行和估计时间")
     data_options(sub)
 
-    sub = command("runs", commands.runs, "列出运行记录，或从别的机器导入")
+    sub = command("runs", commands.runs, "列出运行记录，或从别的机器导入（在源码仓库里同时发布到 report/results/）")
     sub.add_argument("verb", nargs="?", choices=["import"], metavar="import", help="导入 sweep --export 写出的文件夹")
     sub.add_argument("folder", nargs="?", type=Path, metavar="文件夹", help="要导入的文件夹")
 
@@ -78,7 +78,7 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=Path, metavar="文件", help="把全部数值写成 JSON 文件")
     data_options(sub, cut=False)
 
-    sub = command("speedrun", commands.speedrun, "从内存中的图像到评估完毕的模型，达到目标准确率要多久")
+    sub = command("speedrun", commands.speedrun, "从内存中的图像到评估完毕的模型，达到目标准确率要多久（需要源码仓库）")
     sub.add_argument("--seeds", type=int, default=3, metavar="个数", help="种子个数，默认 3")
     sub.add_argument("--target", type=float, nargs="*", metavar="准确率", help="只做这些目标，如 0.867")
     sub.add_argument("--out", type=Path, metavar="文件", help="把全部数值写成 JSON 文件")

@@ -1,18 +1,14 @@
-"""What a model costs: parameters, floating-point operations, and a table of its layers."""
+"""What a model costs: parameters and floating-point operations."""
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True)
@@ -53,26 +49,3 @@ def _flops(run: Callable[[], object]) -> int:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
-
-
-def layers(model: nn.Module, image_size: int = 32, in_channels: int = 3, depth: int = 2) -> "pandas.DataFrame":
-    """Return a table of the modules down to ``depth``: name, type, input and output shape, parameters.
-
-    Shapes are those of a batch of one image. Needs torchinfo and pandas, which training does not.
-    """
-    import pandas
-    import torchinfo
-
-    summary = torchinfo.summary(model, (1, in_channels, image_size, image_size), depth=depth, mode="eval", verbose=0)
-    rows = [
-        {
-            "模块": "　" * info.depth + info.var_name,
-            "类型": info.class_name,
-            "输入形状": "×".join(map(str, info.input_size)),
-            "输出形状": "×".join(map(str, info.output_size)),
-            "参数量": sum(parameter.numel() for parameter in info.module.parameters()),
-        }
-        for info in summary.summary_list
-        if info.depth <= depth
-    ]
-    return pandas.DataFrame(rows)

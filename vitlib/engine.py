@@ -4,7 +4,7 @@ What exact resumption needs, all of it:
 1. the data order and every augmentation draw are functions of (seed, epoch);
 2. dropout and other noise are functions of (seed, step): the global generator is seeded each step;
 3. the learning rate is a function of the step;
-4. every batch has one shape;
+4. the shape of a batch is a function of the epoch;
 5. whatever else a step depends on is in :class:`vitlib.state.TrainState`, and so in the checkpoint, which
    replaces its predecessor by a rename.
 """

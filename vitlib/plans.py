@@ -239,7 +239,7 @@ def profile_named(name: str, **overrides: int | None) -> Profile:
     """
     base, _, tier = name.partition(":")
     if base not in PROFILES or (tier and tier not in map(str, TIERS)):
-        raise UserError(f"没有叫 {name} 的档位；可用的档位：{'、'.join(PROFILES)}、auto、published。")
+        raise UserError(f"没有叫 {name} 的档位；可用的档位：{'、'.join(PROFILES)}、auto（published 只用于报告）。")
     given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
     if tier:
         # the first tier has one seed, more come with the second

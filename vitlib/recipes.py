@@ -1,6 +1,6 @@
 """The named recipes: the original's, exactly, and ours.
 
-Each docstring-like comment states the source, and what came out is in the records, never here.
+Comments state the source and the reason; accuracies are in the records, never here.
 """
 
 from typing import Any
@@ -181,7 +181,7 @@ CPU_LIGHT = CPU_LONG.but(
     name="cpu-light", model_args={"d_model": 80, "ffn_hidden_channels": 160}, teacher=CPU_LONG,
     distill={"kind": "soft", "weight": 0.5, "temperature": 2.0},
 )  # fmt: skip
-# The child of cpu-varied, as varied as its teacher and for longer: a child that imitates needs patience.
+# The child of cpu-varied, as varied as its teacher and longer than cpu-light: a child that imitates needs patience.
 CPU_CHILD = CPU_LIGHT.but(name="cpu-child", teacher=CPU_VARIED, epochs=30, augment={"trivial": True})
 # What one GPU can do while one holds one's breath: the recipe that `vitlib speedrun` times. A large batch, because
 # launches, not arithmetic, limit a small one.

@@ -103,11 +103,6 @@ class Run:
         return float(self.timing["train_seconds"])
 
     @property
-    def images_per_second(self) -> float:
-        """Training images per second of wall time."""
-        return float(self.timing["images_per_second"])
-
-    @property
     def monitored_accuracy(self) -> float:
         """The original's own measure: mean of the monitored test accuracy over the last 10 % of epochs (0-1)."""
         curve = self.history.get("test_accuracy", np.array([]))
@@ -138,7 +133,7 @@ class Run:
         if path is None:
             raise UserError(
                 f"运行 {self.name}（种子 {self.seed}）只留下了记录，没有权重；"
-                f"请用 vitlib train {self.name} --seed {self.seed} 在本机重新训练。"
+                "请用 Store().get(配方, 种子, 数据, weights=True) 取得它：没有权重就会在本机重新训练。"
             )
         return load_weights(path)[0]
 

@@ -34,7 +34,6 @@ __all__ = [
     "confusion",
     "confusion_difference",
     "curves",
-    "pareto",
     "per_class",
 ]
 __all__ += ["attention", "filters", "image_grid", "predictions"]
@@ -123,30 +122,6 @@ def accuracy_bars(runs_by_label: "Runs") -> Figure:
         Line2D([], [], color=colour, marker="D", markersize=4, label=mean),
         Line2D([], [], color="0.5", marker="o", markersize=3.5, linestyle="none", label="各种子"),
     ])  # fmt: skip
-    return fig
-
-
-def pareto(
-    cost: Sequence[float], accuracy: Sequence[float], labels: Sequence[str], cost_label: str, log: bool = True
-) -> Figure:
-    """Accuracy (0-1) against a cost, each entry with its own marker; a stepped line joins the best ones.
-
-    ``cost_label`` names the cost with its unit. An entry is on the line when none as cheap is as good.
-    Raises UserError when the sequences are not of one length.
-    """
-    if not len(cost) == len(accuracy) == len(labels):
-        raise UserError(f"代价、准确率与名称须一一对应，而个数为 {len(cost)}、{len(accuracy)}、{len(labels)}。")
-    fig, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
-    points = pd.DataFrame({"cost": cost, "percent": 100 * np.asarray(accuracy, dtype=float), "label": labels})
-    ranked = points.sort_values(["cost", "percent"], ascending=[True, False])
-    best = ranked[ranked["percent"] > ranked["percent"].cummax().shift(fill_value=-np.inf)]
-    ax.step(best["cost"], best["percent"], where="post", color="0.7", linewidth=1, label="前沿", zorder=1)
-    sns.scatterplot(
-        points, x="cost", y="percent", hue="label", palette=_palette(labels), style="label", ax=ax,
-        markers=list(MARKERS[: len(labels)]), s=45,
-    )  # fmt: skip
-    ax.set(xlabel=cost_label, ylabel="测试准确率 / %", xscale="log" if log else "linear")
-    _legend_below(fig, [ax])
     return fig
 
 

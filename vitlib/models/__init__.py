@@ -6,7 +6,7 @@ import typing
 
 from torch import nn
 
-from ..cost import Cost, count, layers
+from ..cost import Cost, count
 from ..errors import UserError
 from .a_vit import AdaptiveViT
 from .cnn import CNN
@@ -17,7 +17,7 @@ from .original import OriginalViT
 from .tome import MergingViT
 from .vit import ViT
 
-__all__ = ["Cost", "OriginalViT", "ViT", "check_arguments", "count", "create_model", "layers", "model_defaults"]
+__all__ = ["Cost", "OriginalViT", "ViT", "check_arguments", "count", "create_model", "model_defaults"]
 
 MODELS: dict[str, type[nn.Module]] = {
     "vit": ViT,
@@ -55,8 +55,8 @@ def create_model(name: str = "vit", **arguments: typing.Any) -> nn.Module:
     """Build a model with fresh random weights (from torch's global generator), in training mode.
 
     Args:
-        name: ``"vit"`` (modern) or ``"original"`` (the original report's).
-        **arguments: both take num_classes, in_channels, img_size, patch_size, d_model, num_heads,
+        name: one of MODELS, ``"vit"`` (modern) and ``"original"`` (the original report's) among them.
+        **arguments: these two take num_classes, in_channels, img_size, patch_size, d_model, num_heads,
             num_layers, ffn_hidden_channels and dropout; see ``ViT`` and ``OriginalViT`` for the rest.
 
     Raises:

@@ -99,7 +99,7 @@ class ImageHead(nn.Sequential):
 class OriginalViT(EncoderModel):
     """The original's classifier, (B, 3, H, W) -> logits (B, classes); ``classifier=False``: its autoencoder.
 
-    Stages, each callable: ``embed``, ``encode``, ``head``. Images are float, normalised to [-1, 1].
+    Stages, each callable: ``embed``, ``encode``, ``head``. Images are float, in the recipe's range.
     No class token, no positions, no final norm; BatchNorm in place of LayerNorm.
     ``load_encoder(autoencoder.state_dict())`` takes over the pre-trained patch embedding and blocks.
     """
