@@ -103,9 +103,9 @@ def gains_told(steps: Sequence[Comparison]) -> str:
 def spoken_for(whole: Mapping[str, Sequence[Run]], best: str = "") -> list[str]:
     """Return which of :func:`on_whole_data`'s recipes are to be compared.
 
-    ``best``, the recipe of the published weights (how it came to that: benchmarks/RECIPE.md); where it is not there, the one
-    trained on the most computation (of two that cost the same, the one with more seeds). Where that has too few seeds,
-    the next of them that has enough comes before it.
+    ``best``, the recipe of the published weights (how it came to that: benchmarks/RECIPE.md); where it is not there, the
+    one trained on the most computation (of two that cost the same, the one with more seeds). Where that has too few
+    seeds, the next of them that has enough comes before it.
     """
     ranked = sorted(
         whole, key=lambda name: (name != best, -whole[name][0].epochs * whole[name][0].flops, -len(whole[name]))

@@ -96,11 +96,11 @@ def conclude(title: str, family: "Family") -> str:
     accuracy = stats.summary([run.accuracy for run in usable[best]])
     said += f"按验证准确率选出的是{best}，它的测试准确率是 {accuracy.percent} %。"
     few = {label: runs for label, runs in usable.items() if len(runs) < stats.FEWEST_SEEDS}
+    open_words = f"种子少于 {stats.FEWEST_SEEDS} 个、不作判断的是"
     parts = []
     for verdict, words in VERDICTS.items():
-        words = f"种子少于 {stats.FEWEST_SEEDS} 个、不作判断的是" if judged is usable and few else words
         if told := [_gap(test) for test in tests if test.verdict == verdict]:
-            parts.append(f"{words}{'、'.join(told)}")
+            parts.append(f"{open_words if judged is usable and few else words}{'、'.join(told)}")
     said += "；".join(parts) + "。"
     if judged is usable and few:
         seeds = min(map(len, few.values()))
@@ -123,7 +123,7 @@ def conclude(title: str, family: "Family") -> str:
             _gap(stats.compare(correct, _correct(usable)[best], (label, best)))
             for label, correct in _correct(few).items()
         ]
-        said += f"种子少于 {stats.FEWEST_SEEDS} 个、不作判断的是{'、'.join(gaps)}。"
+        said += f"{open_words}{'、'.join(gaps)}。"
     return stats.spaced(said)
 
 
