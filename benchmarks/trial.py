@@ -45,7 +45,7 @@ def shortened(recipe: Recipe, scale: float, narrow: bool) -> Recipe:
     if narrow:
         changes["model_args"] = {"width": 32} if recipe.model == "cnn" else NARROW
     epochs = max(1, round(recipe.epochs * scale))
-    warmup = min(max(1.0, recipe.warmup_epochs * scale), epochs / 5)
+    warmup = min(recipe.warmup_epochs, max(1.0, recipe.warmup_epochs * scale), epochs / 5)
     return recipe.but(epochs=epochs, warmup_epochs=warmup, protocol="refit", **changes)
 
 
