@@ -23,17 +23,13 @@ RULE = "|---|---:|---:|---:|---:|---:|---|"
 
 def rows(runs: list[Run]) -> list[str]:
     """Return a line of the table for each recipe and length of training, best first."""
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        whole = run.data["name"] == "course" and run.data["test_images"] == 4870
-        if whole and run.accuracy == run.accuracy and not others.is_rung(run):
-            groups.setdefault((run.name, run.epochs, run.data["train_images"]), []).append(run)
     lines = []
-    for (name, epochs, images), group in groups.items():
+    for group in others.on_whole_data(run for run in runs if not others.is_rung(run)).values():
         accuracy = stats.summary([run.accuracy for run in group])
         interval = f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]" if accuracy.n > 1 else ""
         devices = ", ".join(sorted({run.device for run in group}))
-        cells = [f"`{name}`", f"{group[0].params:,}", f"{images:,}", epochs, accuracy.n]
+        first = group[0]
+        cells = [f"`{first.name}`", f"{first.params:,}", f"{first.data['train_images']:,}", first.epochs, accuracy.n]
         cells += [accuracy.percent + interval, devices]
         lines.append((-accuracy.mean, "| " + " | ".join(map(str, cells)) + " |"))
     return [line for _, line in sorted(lines)]

@@ -14,6 +14,7 @@ from scipy.stats import t as student
 
 from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, points, spaced, summary
 from labreport.study import SHORTEST
+from vitlib.data.course import TRAIN_COUNTS
 from vitlib.paths import share
 from vitlib.recipe import Recipe
 from vitlib.recipes import CPU_LADDER, CPU_PLAIN, RECIPES
@@ -47,7 +48,7 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """
     groups: dict[str, dict[int, Run]] = {}
     for run in runs:
-        whole = run.data["test_images"] == TEST_IMAGES and "抽取的子集" not in run.data["provenance"]
+        whole = run.data["test_images"] == TEST_IMAGES and sum(run.data["class_counts"]) == sum(TRAIN_COUNTS)
         today = RECIPES.get(run.name, run.recipe)
         same = SHORTEST.fit(today).spec() == SHORTEST.fit(run.recipe).spec()
         measured = not run.failed and not math.isnan(run.accuracy)

@@ -8,7 +8,7 @@ from vitlib import plans
 from vitlib.data import Dataset, load
 from vitlib.data.long_tail import told
 from vitlib.device import pick
-from vitlib.errors import UserError
+from vitlib.errors import FailedRun, UserError
 from vitlib.plans import SECTIONS, Entry, Job, Profile
 from vitlib.progress import Progress
 from vitlib.record import Run, is_stale, read_record
@@ -95,7 +95,11 @@ def open_study(
     runs: dict[str, list[Run]] = {}
     with Progress(len(wanted), f"{section} 节的运行", unit="次", show=show) as progress:
         for job in wanted:
-            run = store.get(job.recipe, job.seed, plans.tailed(dataset, job.factor), show=show)
+            try:
+                run = store.get(job.recipe, job.seed, plans.tailed(dataset, job.factor), show=show)
+            except FailedRun as error:
+                Progress.warn(f"“{job.label}”缺种子 {job.seed}：{error}")
+                continue
             runs.setdefault(job.label, []).append(run)
             progress.advance()
     return Study(section, chosen.name, dataset, runs)

@@ -112,6 +112,14 @@ def test_a_foreign_file_is_told_in_one_line(tmp_path):
         load_onnx(foreign)
 
 
+def test_what_is_onnx_already_or_would_lie_where_its_neighbour_lies_is_not_exported(trained, tmp_path):
+    model, _, folder, _ = trained
+    for given, path in ((model, "x.pt2"), (load_onnx(folder / "light.onnx"), "x.onnx")):
+        with pytest.raises(UserError, match=r"PyTorch 的权重与一个 \.onnx 文件名"):
+            export(given, toy.toy(), tmp_path / path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_whose_work_depends_on_the_image_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="A-ViT"):
         to_onnx(create_model("a_vit", **toy.TINY), 32, tmp_path / "x.onnx")

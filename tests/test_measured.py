@@ -97,6 +97,11 @@ def test_a_number_that_is_none_is_refused_before_anything_is_written(tmp_path):
     assert not [*(tmp_path / "runs").rglob("*.json")]
 
 
+def test_an_array_that_would_come_back_as_another_is_refused():
+    with pytest.raises(TypeError, match="one dimension"):
+        measured(study("quick", "a"), "speed", lambda: {"right": np.ones((2, 3), bool)})
+
+
 def test_what_is_published_is_plain_json(tmp_path):
     story = json.loads(published(tmp_path, "a").read_text("utf-8"))
     assert story["runs"] == ["a"] and story["values"]["times"]["批 1"]["基线"] == {"array": [0.1, 0.25]}
@@ -115,6 +120,9 @@ def test_a_report_publishes_its_runs_and_its_own_profiles_measurements(tmp_path,
     names = [path.name for path in module.publish_report("auto", "course")]
     assert names == [f"{run.name}-s0-{run.key}.json", "2.4-speed.json"]
     assert all((tmp_path / "results" / part).is_file() for part in (names[0], "measured/2.4-speed.json"))
+    assert measured(study("published", run.key), "speed", never)["images"] == 20
+    measured(study("quick", run.key), "speed", lambda: {"images": 0})  # as where the weights are missing
+    assert [path.name for path in module.publish_report("auto", "course")] == names[:1]
     assert measured(study("published", run.key), "speed", never)["images"] == 20
 
 

@@ -81,6 +81,7 @@ SAME = [
     ({"augment": {"mixup": 1, "jitter": 1}}, {"augment": {"jitter": 1.0, "mixup": 1.0}}),
     ({"augment": {"resized_crop": (1, 1, 1, 2)}}, {"augment": {"resized_crop": [1.0, 1.0, 1.0, 2.0]}}),
     ({"augment": {"crop": 4.0, "flip": 1}}, {"augment": {"crop": 4, "flip": True}}),
+    ({"posthoc": {"kind": "tau_norm"}}, {"posthoc": {"kind": "tau_norm", "tau": 1}}),
     (
         {"model_args": {"patch_size": 8, "d_model": 64}, "init_from": Recipe(name="x", lr=1)},
         {"model_args": {"d_model": 64, "patch_size": 8}, "init_from": Recipe(name="y", lr=1.0)},
@@ -203,6 +204,15 @@ REFUSED = [
     ({"lr": float("nan")}, "lr=nan"),
     ({"warmup_epochs": -1}, "warmup_epochs=-1"),
     ({"ema": 1.0}, "ema=1.0"),
+    ({"lr": "fast"}, "类型不对.*str"),
+    ({"augment": {"jitter": "x"}}, "类型不对.*'x'"),
+    ({"augment": {"resized_crop": 0.5}}, "类型不对.*float"),
+    ({"loss_args": {"label_smoothing": "a"}}, "label_smoothing='a'|类型不对"),
+    ({"posthoc": {"kind": "tau_norm", "tau": "a"}}, "类型不对.*str"),
+    (
+        {"model": "a_vit", "model_args": {"distill_token": True}, "teacher": Recipe(), "distill": {"kind": "token"}},
+        "模型 vit 的 distill_token",
+    ),
 ]
 
 

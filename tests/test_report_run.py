@@ -19,6 +19,7 @@ from labreport.assembly.browser import find_browser
 from labreport.assembly.build import assemble, build_report
 from labreport.assembly.pdf import make_pdf, shrunk_to
 from vitlib.errors import UserError
+from vitlib.progress import RELAY, Progress
 
 
 def source_notebook(folder: Path, name: str, *sources: str) -> Path:
@@ -290,3 +291,9 @@ def test_the_printed_pages_are_not_blank(printed, tmp_path):
     for path in pages:
         pixels = path.read_bytes().split(b"\n", 3)[3]
         assert sum(value < 200 for value in pixels) > 50, path.name
+
+
+def test_a_training_goes_on_where_its_progress_cannot_be_told(tmp_path, monkeypatch):
+    monkeypatch.setenv(RELAY, str(tmp_path))  # a folder: like a full disk, it takes no text
+    with Progress(2, "x") as progress:
+        progress.advance(2)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from toy import ORIGINAL, PLAIN, VIT, toy, trainer
 from vitlib import checkpoint, recipe, record, store
 from vitlib.engine import OutOfTime, Trainer
 from vitlib.errors import UserError
+from vitlib.exchange import export, import_runs
 from vitlib.record import is_stale
 from vitlib.store import Store
 
@@ -196,11 +198,35 @@ def test_large_weights_are_not_kept_and_are_made_again_when_asked_for(shelf, dat
     with monkeypatch.context() as patch:
         patch.setattr(store, "KEEP_WEIGHTS", 100)
         run = shelf.get(PLAIN, 0, data, show=False)
-    assert not run.has_weights
-    with pytest.raises(UserError, match=r"没有权重.*weights=True"):
-        run.load_model()
-    again = shelf.get(PLAIN, 0, data, show=False, weights=True)
+        assert not run.has_weights
+        with pytest.raises(UserError, match=r"没有权重.*weights=True"):
+            run.load_model()
+        again = shelf.get(PLAIN, 0, data, show=False, weights=True)
     assert again.has_weights and np.array_equal(again.confidence, run.confidence)
+
+
+def test_damaged_published_weights_are_named(shelf, data, tmp_path, monkeypatch):
+    (tmp_path / "best.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    monkeypatch.setattr("vitlib.weights.weights_dir", lambda: tmp_path)
+    run = shelf.get(PLAIN, 0, data, show=False)
+    (run.path.parent / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"best\.safetensors 不是完好的"):
+        run.load_state()
+
+
+def test_an_import_waits_for_a_training_of_the_same_run(shelf, data, tmp_path, monkeypatch):
+    other = Store(tmp_path / "other", tmp_path / "published")
+    other.get(PLAIN, 0, data, show=False)
+    key = PLAIN.key(0, data.fingerprint)
+    export(other, [key], tmp_path / "out")
+    theirs = (other.root / key / "weights.safetensors").read_bytes()
+    with shelf.lock(key):
+        waiting = threading.Thread(target=import_runs, args=(shelf, tmp_path / "out", False))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive() and not (shelf.root / key).exists()
+    waiting.join(30)
+    assert (shelf.root / key / "weights.safetensors").read_bytes() == theirs
 
 
 def test_a_record_of_older_numerics_is_stale_and_is_trained_anew(shelf, data, monkeypatch, trainings):

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +251,32 @@ def test_a_worker_says_what_went_wrong(shelf, data):
     wrong = QUICK.but(name="wrong", protocol="original", init_from=PRETRAIN)  # an encoder of another model
     with pytest.raises(UserError, match="预训练编码器"):
         sweep.sweep([Job(wrong, 0, 1, "d"), *PLAN[2:]], data, shelf, workers=2, show=False)
+
+
+FRAGILE = ORIGINAL.but(name="fragile", model_args={"patch_size": 8, "dropout": 0.3}, batch_size=2)  # comes to a NaN
+DOOMED = ORIGINAL.but(name="doomed", model_args={"patch_size": 8}, init_from=FRAGILE)
+
+
+def test_a_failed_run_stops_only_those_that_start_from_it(shelf, data, capsys):
+    todo = [Job(DOOMED, 0, 1, "e"), Job(QUICK, 0, 1, "c")]
+    done = sweep.sweep(todo, data, shelf, show=False)
+    assert done.left == todo[:1] and [run.name for run in done.runs] == ["quick"]
+    assert shelf.find(FRAGILE, 0, data).failed
+    assert "doomed（种子 0）做不了：运行 fragile（种子 0）没有训练成功" in capsys.readouterr().err
+
+
+def test_a_section_goes_on_without_the_runs_that_cannot_start(shelf, data, monkeypatch, capsys):
+    monkeypatch.setitem(study.SECTIONS, "2.1", [Entry("e", DOOMED, 1, (1, 1)), Entry("c", QUICK, 1, (1, 1))])
+    opened = open_study("2.1", "full", data, seeds=1, store=shelf, show=False)
+    assert [*opened.runs] == ["c"] and "“e”缺种子 0" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_killed_is_told_in_one_sentence(shelf, data, monkeypatch):
+    broken = Future()
+    broken.set_exception(BrokenProcessPool("a process was terminated abruptly"))
+    monkeypatch.setattr(sweep.ProcessPoolExecutor, "submit", lambda pool, work, job: broken)
+    with pytest.raises(UserError, match=r"内存不够.*--workers"):
+        sweep.sweep(PLAN[2:], data, shelf, workers=2, show=False)
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ class Augment:
     mixup, cutmix: Beta parameters of Zhang et al. (ICLR 2018) and Yun et al. (ICCV 2019); with both
         on, each batch takes one of the two with probability 1/2.
     mix_until: fraction of the epochs after which mixing is switched off.
+    Pre-training, which has no labels to mix, ignores these three, and ``shrink`` as well.
     shrink: side in pixels to which batches are scaled down, after all else, for the first ``shrink_until`` of the
         epochs, where small images cost less (progressive resizing: Tan & Le 2021, arXiv:2104.00298, section 4).
     trivial: TrivialAugment, or randaugment: (operations, 1 or 2; level, 0 to 30), before jitter (:mod:`vitlib.policy`).

@@ -45,15 +45,16 @@ def save(path: Path, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) ->
             temporary.unlink()
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors (on the CPU) and the story of a file written by :func:`save`.
+def load(path: Path, story_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors (on the CPU; none with ``story_only``) and the story of a file written by :func:`save`.
 
     Raises UserError when the file is missing or is no safetensors file. Nothing is unpickled.
     """
     try:
         with safe_open(path, framework="pt") as file:
             story = (file.metadata() or {}).get("story", "{}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(story)  # noqa: SIM118
+            names = () if story_only else file.keys()
+            return {name: file.get_tensor(name) for name in names}, json.loads(story)
     except FileNotFoundError as error:
         raise UserError(f"找不到权重文件 {path}，请检查路径。") from error
     except (SafetensorError, OSError, json.JSONDecodeError) as error:

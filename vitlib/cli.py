@@ -33,7 +33,7 @@ def build_parser() -> Parser:
         )  # fmt: skip
         if cut:
             sub.add_argument("--images", type=int, metavar="张数", help="只用这么多训练图像（按类别比例抽取）")
-            sub.add_argument("--epochs", type=int, metavar="轮数", help="训练轮数，代替配方自己的")
+            sub.add_argument("--epochs", type=int, metavar="轮数", help="训练轮数，代替配方自己的；微调取其五分之一")
 
     sub = command("data", commands.show_data, "检查并描述数据")
     sub.add_argument("source", nargs="?", default="auto", metavar="来源", help="同其他子命令的 --data，默认 auto")

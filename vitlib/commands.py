@@ -88,7 +88,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
         left_out = export(store, keys, options.export)
     rows = _tell([run.summary for run in done.runs], options)
     left = [f"{job.recipe.name}（种子 {job.seed}）" for job in done.left]
-    for text, names in (("时间用完，还没做完", left), ("没有装进导出文件", left_out)):
+    for text, names in (("没有做完（时间用完，或先要训练的运行失败了）", left), ("没有装进导出文件", left_out)):
         if names:
             print(f"{text}：{'、'.join(names)}", file=sys.stderr)
     return {"runs": rows, "left": left, "not_exported": left_out}

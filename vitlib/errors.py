@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see."""
+"""The exceptions that a user is meant to see."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message says what is wrong, where, and what to do. The command line prints it
     without a stack trace and exits with status 2; a notebook shows it as the cell's error.
     """
+
+
+class FailedRun(UserError):
+    """A run that others start from or imitate came to a number that is not finite, and has no weights."""

@@ -97,14 +97,14 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
         for source in sorted(stage.iterdir()):
             if not source.name.endswith(".work") and not (source / "record.json").exists():
                 continue  # weights whose record is in a zip that did not come
-            target = store.root / source.name
-            done = store.root / source.name.removesuffix(".work") / "record.json"
-            if done.exists() or (target.exists() and source.name.endswith(".work")):
-                continue
-            partial = target.with_name(f".{source.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source, partial)
-            partial.rename(target)
+            key, target = source.name.removesuffix(".work"), store.root / source.name
+            with store.lock(key):  # a training of the same run under way ends first, and then has it
+                if (store.root / key / "record.json").exists() or target.exists():
+                    continue
+                partial = target.with_name(f".{source.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(source, partial)
+                partial.rename(target)
         merged = [read_record(store.root / run.key / "record.json", published=publish) for run in runs]
     for run in merged:
         if publish:

@@ -1,5 +1,6 @@
 """Progress bars: the same one call in the terminal, in Jupyter, and under a headless notebook run."""
 
+import contextlib
 import json
 import os
 import sys
@@ -37,8 +38,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        if self._relay:
-            Path(self._relay).write_text("", "utf-8")
+        self._tell("")
 
     def advance(self, count: int = 1, **numbers: str) -> None:
         """Count ``count`` units as done and show ``numbers`` (such as the last accuracy) behind the bar."""
@@ -52,7 +52,12 @@ class Progress:
             rate = (self._done - self._first) / max(now - self._start, 1e-9)
             left = (self._total - self._done) / rate if rate else None
             state = {"text": self._text, "done": self._done, "total": self._total, "seconds_left": left}
-            Path(self._relay).write_text(json.dumps(state, ensure_ascii=False), "utf-8")
+            self._tell(json.dumps(state, ensure_ascii=False))
+
+    def _tell(self, state: str) -> None:
+        if self._relay:
+            with contextlib.suppress(OSError):  # a full disk: training goes on unseen
+                Path(self._relay).write_text(state, "utf-8")
 
     @staticmethod
     def warn(text: str) -> None:

@@ -48,7 +48,8 @@ class Recipe:
         augment: the switches of :class:`vitlib.augment.Augment` that are on.
         normalize: ``half`` maps pixels to [-1, 1]; ``none`` leaves them in [0, 1].
         init_from: a recipe trained first with the same seed; its encoder's weights start this run.
-        encoder_lr_scale: learning rate of the encoder relative to the head's; 0 freezes it.
+        encoder_lr_scale: learning rate of the encoder relative to the head's; 0 freezes its parameters (the running
+            statistics of a BatchNorm go on).
         transfer: what ``init_from`` hands over: its ``encoder``, or ``all`` of its weights, cut to this
             model's sizes by importance where they are smaller (:mod:`vitlib.models.transfer`).
         teacher: a recipe trained first with the same seed, whose answers this run imitates.
@@ -90,6 +91,12 @@ class Recipe:
     on_nonfinite: Literal["stop", "continue"] = "stop"
 
     def __post_init__(self) -> None:
+        try:
+            self._check()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"配方 {self.name} 有一个设定的类型不对，请对照文档改正：{error}") from error
+
+    def _check(self) -> None:
         for spec in fields(self):
             choices = get_args(spec.type) if get_origin(spec.type) is Literal else ()
             if choices and getattr(self, spec.name) not in choices:
@@ -105,16 +112,16 @@ class Recipe:
         for name in ("ema", "defer"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"配方 {self.name} 的 {name}={getattr(self, name)!r} 应在 [0, 1) 内。")
-        # each refuses what it does not know by name: better now than after an hour of the sweep
-        check_arguments(self.model, self.model_args)
-        build_loss(self.loss, (1,), **self.loss_args)
-        Augment(**self.augment)
         self._check_objective()
-        if self.posthoc:
-            PostHoc.given(self.posthoc)
 
     def _check_objective(self) -> None:
         """Refuse a model, a teacher or a way to imitate it that do not go together."""
+        # each refuses what it does not know by name: better now than after an hour of the sweep
+        check_arguments(self.model, self.model_args)
+        build_loss(self.loss, (1,), **self.loss_args)
+        if self.posthoc:
+            PostHoc.given(self.posthoc)
+        Augment(**self.augment)
         if self.objective != self.model and (self.model in OBJECTIVES or self.objective in ("mae", "dino")):
             raise UserError(
                 f"配方 {self.name}：模型 {self.model} 与目标 {self.objective} 不配；mae 与 dino 的模型和目标须同名。"
@@ -122,9 +129,10 @@ class Recipe:
         distill, own = Distill(**self.distill), {k: v for k, v in self.model_args.items() if k != "keep_ratio"}
         if self.distill and self.teacher is None:
             raise UserError(f"配方 {self.name} 写了蒸馏的设定 distill，却没有教师；请给出 teacher。")
-        if self.objective == "classify" and (distill.kind == "token") != bool(self.model_args.get("distill_token")):
+        token = bool(self.model_args.get("distill_token"))
+        if (self.objective == "classify" and (distill.kind == "token") != token) or (token and self.model != "vit"):
             raise UserError(
-                f"配方 {self.name}：distill 的 kind='token' 与模型的 distill_token=True 须同时给出，或都不给。"
+                f"配方 {self.name}：distill 的 kind='token' 与模型 vit 的 distill_token=True 须同时给出，或都不给。"
             )
         pair = (self.model, own, distill.seeds, self.teacher and (self.teacher.model, dict(self.teacher.model_args)))
         if distill.tokens and pair != ("dynamic_vit", own, 1, ("vit", own)):
@@ -182,6 +190,8 @@ class Recipe:
                 value = _given(value, loss_defaults(self.loss))
             elif item.name == "augment":
                 value = Augment(**value).switches()
+            elif item.name == "posthoc":
+                value = {"kind": value["kind"], "tau": float(value.get("tau", PostHoc.tau))}
             elif item.name == "distill":
                 value = Distill(**value).given()
             elif isinstance(value, Recipe):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitlib.errors import UserError
+from vitlib.errors import FailedRun, UserError
 from vitlib.recipe import NUMERICS, Recipe
 from vitlib.state import build_model
 from vitlib.weights import find_weights, load_weights
@@ -42,7 +42,7 @@ def pack_curve(values: list[float]) -> str:
 
 
 def unpack_curve(text: str) -> np.ndarray:
-    """Return the float64 (epochs,) curve that :func:`pack_curve` packed, NaN where it was not finite."""
+    """Return the float64 (epochs,) curve that :func:`pack_curve` packed, NaN where it was not finite or 20,000 or more."""
     whole = np.cumsum(np.frombuffer(zlib.decompress(base64.b85decode(text)), "<i8"))
     return np.where(whole == _MISSING, np.nan, whole / _SCALE)
 
@@ -126,9 +126,9 @@ class Run:
         return path if path.exists() else None
 
     def load_state(self) -> dict[str, Tensor]:
-        """Return the final state dict; raises UserError where only the record was kept."""
+        """Return the final state dict; raises UserError where only the record was kept, FailedRun where it failed."""
         if self.failed:
-            raise UserError(f"运行 {self.name}（种子 {self.seed}）没有训练成功，没有权重：{self.failed['message']}")
+            raise FailedRun(f"运行 {self.name}（种子 {self.seed}）没有训练成功，没有权重：{self.failed['message']}")
         path = self.weights_path() or find_weights(self.key)
         if path is None:
             raise UserError(

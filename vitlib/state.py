@@ -130,7 +130,7 @@ def build_model(recipe: Recipe, num_classes: int, image_size: int) -> nn.Module:
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimiser; each group's ``lr_scale`` multiplies the scheduled rate.
 
-    AdamW and Muon leave biases, norms, positions and extra tokens undecayed; Adam decays all, as the original did.
+    AdamW and Muon leave biases, norms, positions and prefix tokens undecayed; Adam decays all, as the original did.
     Muon's matrices are the encoder's weights.
     """
     encoder = {id(parameter) for parameter in model.encoder_parameters()}  # type: ignore[operator]

@@ -44,7 +44,10 @@ class Store:
         self.root, self.published = root or runs_dir(), published or results_dir()
 
     def find(self, recipe: Recipe, seed: int, data: Dataset, weights: bool = False) -> Run | None:
-        """Return the finished run, or None; with ``weights`` only one that has them here, or failed to get any."""
+        """Return the finished run, or None; with ``weights`` only one that has them here, or failed to get any.
+
+        Published weights do not count: they are rounded, and what starts from them would be another run.
+        """
         key = recipe.key(seed, data.fingerprint)
         published = [*self.published.glob(f"*-{key}.json")]
         for path in [*self.root.glob(f"{key}/record.json"), *published]:
@@ -84,12 +87,12 @@ class Store:
         key = recipe.key(seed, data.fingerprint)
         work = self.root / f"{key}.work"
         try:
-            with _lock(self.root / "locks" / key):
+            with self.lock(key):
                 if found := self.find(recipe, seed, data, weights):  # another process was faster
                     return found
                 work.mkdir(exist_ok=True)
                 outcome = Trainer(recipe, seed, data, device, work, start, teacher, deadline, show).run()
-                return self._publish_local(key, work, recipe, seed, data, device, outcome)
+                return self._publish_local(work, make_record(recipe, seed, data, device, outcome), outcome, weights)
         except OSError as error:
             raise UserError(
                 f"运行 {recipe.name} 的结果写不进 {self.root}（{error.strerror or error}）；"
@@ -123,22 +126,29 @@ class Store:
         checkpoint.write_atomic(path, content)
         return path
 
-    def _publish_local(
-        self, key: str, work: Path, recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome
-    ) -> Run:
-        record = make_record(recipe, seed, data, device, outcome)
-        weights = work / "weights.safetensors"
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold a run's exclusive lock; the operating system frees it when the process dies, however it dies.
+
+        The empty file stays: unlinking it would let a third process lock another file of the same name.
+        """
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        with open(self.root / "locks" / key, "a+b") as file:
+            _acquire(file)
+            yield
+
+    def _publish_local(self, work: Path, record: dict[str, Any], outcome: Outcome, weights: bool) -> Run:
         size = sum(tensor.numel() * tensor.element_size() for tensor in outcome.state.values())
-        if size <= KEEP_WEIGHTS and not outcome.failed:
-            save_weights(weights, outcome.state, record)
+        if (weights or size <= KEEP_WEIGHTS) and not outcome.failed:
+            save_weights(work / "weights.safetensors", outcome.state, record)
         checkpoint.write_atomic(work / "record.json", json.dumps(record, ensure_ascii=False).encode())
-        final = self.root / key
+        final = self.root / record["key"]
         if final.exists():  # a record without the weights now asked for: nothing else ever replaces a run
             shutil.rmtree(final)
         os.replace(work, final)
         # only now: a kill before the rename must find it, or hours of training are lost
         (final / "checkpoint.safetensors").unlink(missing_ok=True)
-        return read_record(final / "record.json", published=any(self.published.glob(f"*-{key}.json")))
+        return read_record(final / "record.json", published=any(self.published.glob(f"*-{final.name}.json")))
 
 
 def make_record(recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome) -> dict[str, Any]:
@@ -191,18 +201,6 @@ def source_hash() -> str:
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the operating system frees it when the process dies, however it dies.
-
-    The empty file stays: unlinking it would let a third process lock another file of the same name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        _acquire(file)
-        yield
 
 
 def _acquire(file: IO[bytes]) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vitlib.data import Dataset
 from vitlib.data.long_tail import lt_ratios
 from vitlib.device import pick
 from vitlib.engine import OutOfTime
+from vitlib.errors import FailedRun, UserError
 from vitlib.evaluate import autocast
 from vitlib.models import count, create_model
 from vitlib.plans import Job, Profile, jobs, profile_named, tailed
@@ -34,7 +36,7 @@ BUDGET = 1200.0  # seconds that ``auto`` may spend on training
 
 @dataclass
 class Swept:
-    """What a sweep did: runs there now, in the plan's order, and the jobs for which time ran out."""
+    """What a sweep did: runs there now, in the plan's order, and the jobs left: no time, or a failed run before them."""
 
     runs: list[Run] = field(default_factory=list)
     trained: int = 0
@@ -95,9 +97,12 @@ def sweep(
             stack.callback(pool.shutdown, cancel_futures=True)  # first of all, also when one job raises
         for job in todo:
             future = futures.get(id(job))
-            if id(job) in lacking and not (future.result() if future else _train(job, data, store, end, show)):
-                out.left.append(job)
-                continue
+            try:
+                if id(job) in lacking and not (future.result() if future else _train(job, data, store, end, show)):
+                    out.left.append(job)
+                    continue
+            except BrokenProcessPool as error:
+                raise UserError("一个训练进程意外结束，多半是内存不够；请减少 --workers 后重来。") from error
             run = store.find(job.recipe, job.seed, tailed(data, job.factor))
             assert run is not None
             out.runs.append(run)
@@ -114,6 +119,9 @@ def _train(job: Job, data: Dataset, store: Store, end: float | None, show: bool)
     try:
         store.get(job.recipe, job.seed, tailed(data, job.factor), deadline=deadline, show=show)
     except OutOfTime:
+        return False
+    except FailedRun as error:
+        Progress.warn(f"{job.recipe.name}（种子 {job.seed}）做不了：{error}")
         return False
     return True
 

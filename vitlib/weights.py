@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vitlib import checkpoint
@@ -32,12 +32,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def find_weights(key: str) -> Path | None:
-    """Return the published weights of the run with this key, or None."""
-    for path in sorted(weights_dir().glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            if f'"key": "{key}"' in (file.metadata() or {}).get("story", ""):
-                return path
-    return None
+    """Return the published weights of the run with this key, or None; UserError for a damaged file."""
+    found = sorted(weights_dir().glob("*.safetensors"))
+    return next((path for path in found if checkpoint.load(path, story_only=True)[1].get("key") == key), None)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def removal(model: ViT, images: Tensor, labels: Tensor) -> Removal:
     def right(tokens: Tensor, first: int) -> Tensor:
         for block in model.blocks[first:]:
             tokens = block(tokens)
-        return model.head(model.pool(model.norm(tokens))).argmax(dim=1) == labels
+        return model.classify(model.norm(tokens)).argmax(dim=1) == labels
 
     heads, blocks = [], []
     for i, block in enumerate(model.blocks):

@@ -60,6 +60,9 @@ def measured(
 def publish_report(profile: str, data: str) -> list[Path]:
     """Copy the records and measurements of the report of a profile to the published ones; return their paths.
 
+    A measurement on the same runs that is published already stays: here the weights may be missing. To replace it,
+    delete it first.
+
     Raises UserError for a record too large to go with the project.
     """
     store, whole = Store(), load(data)
@@ -70,6 +73,8 @@ def publish_report(profile: str, data: str) -> list[Path]:
     folder = results_dir() / "measured"
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted((runs_dir() / "measured" / chosen.name).glob("*.json")):
+        if _read(folder / path.name, json.loads(path.read_text("utf-8"))["runs"]) is not None:
+            continue
         write_atomic(folder / path.name, path.read_bytes())
         out.append(folder / path.name)
     return out
@@ -94,6 +99,8 @@ def _packed(value: object) -> Any:
         raise TypeError(f"a measurement cannot hold {type(value).__name__}")
     if value.dtype != bool:
         return {"array": value.tolist()}
+    if value.ndim != 1:
+        raise TypeError(f"a measurement holds booleans in one dimension, not {value.ndim}")
     bits = zlib.compress(np.packbits(value).tobytes(), 9)
     return {"bits": base64.b85encode(bits).decode(), "length": len(value)}
 

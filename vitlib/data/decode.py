@@ -119,7 +119,7 @@ def load_part(tree: Tree, part: str | None, ids: Mapping[str, int], size: int, s
         if faults and not skip:
             raise UserError(
                 f"无法读取图像 {skipped[0]}（这样的文件共 {len(faults)} 个）。请重新取得或删除它；"
-                f"也可以跳过读不了的图像：命令行加 --skip-unreadable，Python 里用 skip_unreadable=True。"
+                f"vitlib data --skip-unreadable 列出全部；Python 里可以用 skip_unreadable=True 跳过它们。"
             )
         keep = np.array([i for i in range(len(files)) if i not in faults], dtype=np.int64)
         for name in order:

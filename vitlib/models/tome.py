@@ -82,13 +82,13 @@ class ToMe(nn.Module):
     """A trained ViT made to merge ``r`` patch tokens in every block; shares the weights of ``model``.
 
     Raises:
-        UserError: ``model`` is not a ``ViT``, or ``r`` is not a whole number from 0.
+        UserError: ``model`` is not a ``ViT`` or has a distillation token, or ``r`` is not a whole number from 0.
     """
 
     def __init__(self, model: nn.Module, r: int):
         super().__init__()
-        if not isinstance(model, ViT):
-            raise UserError(f"词元合并只能用于 ViT，而得到的模型是 {type(model).__name__}。")
+        if not isinstance(model, ViT) or model.distill_head is not None:
+            raise UserError(f"词元合并只能用于没有蒸馏词元的 ViT，而得到的模型是 {type(model).__name__}。")
         if not isinstance(r, int) or r < 0:
             raise UserError(f"每个块合并的词元数 r={r!r} 不可用：需要不小于 0 的整数。")
         self.model, self.r = model, r
