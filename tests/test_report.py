@@ -17,6 +17,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 
 from labreport.assembly import fonts, mathml
 from labreport.assembly.build import assemble
+from labreport.assembly.captions import finish
 from labreport.assembly.document import merge
 from labreport.assembly.exporter import to_html
 from labreport.assembly.front import bibliography, duration, gather, read_members
@@ -121,6 +122,12 @@ def test_inputs_previews_and_progress_are_left_out(page):
 
 def test_a_source_line_break_between_chinese_is_no_space(page):
     assert "向量，再用自注意力" in page.main.get_text()
+
+
+def test_no_line_of_text_begins_with_a_percent_sign():
+    soup = BeautifulSoup("<nav></nav><main><p>88.5 % 与 95 % 区间</p><pre>5 %</pre></main>", "html.parser")
+    finish(soup)
+    assert soup.p.get_text() == "88.5\N{NO-BREAK SPACE}% 与 95\N{NO-BREAK SPACE}% 区间" and soup.pre.get_text() == "5 %"
 
 
 def test_synthetic_data_is_named_on_the_front_page(page):

@@ -28,6 +28,9 @@ def finish(soup: BeautifulSoup) -> list[str]:
     for node in soup.find_all(string=re.compile(rf"[{CJK}]\n[{CJK}]")):
         if node.find_parent(["pre", "style"]) is None:  # a line break in the source is no space in Chinese
             node.replace_with(re.sub(rf"(?<=[{CJK}])\n(?=[{CJK}])", "", node))
+    for node in soup.find_all(string=re.compile(r"\d %")):
+        if node.find_parent(["pre", "code", "style", "script", "svg"]) is None:  # no line begins with a percent sign
+            node.replace_with(re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", node))
     return [label for label in numbers if label not in used]
 
 
