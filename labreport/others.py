@@ -17,7 +17,7 @@ from labreport.study import SHORTEST
 from vitlib.data.course import TRAIN_COUNTS
 from vitlib.paths import share
 from vitlib.recipe import Recipe
-from vitlib.recipes import CPU_LADDER, CPU_PLAIN, RECIPES
+from vitlib.recipes import CPU_LADDER, CPU_MILD, CPU_PLAIN, CPU_POOLED, CPU_VARIED, RECIPES
 from vitlib.record import Run
 
 TEST_IMAGES = 4870
@@ -63,6 +63,29 @@ def titled(what: Run | Recipe) -> str:
     return f"{what.name}（{what.epochs} 轮）"
 
 
+def contenders(whole: Mapping[str, Sequence[Run]], best: str) -> list[str]:
+    """Return which of :func:`on_whole_data`'s recipes joined the comparison with ``best`` after it, by label.
+
+    None where ``best`` is not cpu-varied: the validation split has then chosen (benchmarks/RECIPE.md).
+    """
+    joined = [titled(recipe) for recipe in (CPU_POOLED, CPU_MILD)]
+    return [label for label in joined if label in whole and best in whole and best == titled(CPU_VARIED)]
+
+
+def seeded(name: str, seeds: int) -> str:
+    """Return a name with its number of seeds, in the brackets that it ends with if it has some."""
+    return f"{name[:-1]}，{seeds} 个种子）" if name.endswith("）") else f"{name}（{seeds} 个种子）"
+
+
+def listed(groups: Mapping[str, Sequence[Run]]) -> str:
+    """Return the test accuracies of recipes, with their seeds, as one Chinese clause."""
+    said = [
+        f"{seeded(label, len(group))}的测试准确率是 {summary([run.accuracy for run in group]).percent} %"
+        for label, group in groups.items()
+    ]
+    return spaced("，".join(said))
+
+
 def climbed(whole: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
     """Return the rungs of the ladder to the published best that :func:`on_whole_data` holds, by label, lowest first."""
     return {label: whole[titled(recipe)] for label, recipe in CPU_LADDER if titled(recipe) in whole}
@@ -90,14 +113,18 @@ def gains_told(steps: Sequence[Comparison]) -> str:
         "证据不足": "种子够数而分不出高下的是",
         few: few,
     }
+    epochs = {label: recipe.epochs for label, recipe in CPU_LADDER}
+
+    def change(step: Comparison) -> str:
+        after, before = (epochs[name] for name in step.names)
+        return step.names[0].removeprefix("+ ").replace(f"{after} 轮", f"轮数由 {before} 增至 {after}")
+
     told = []
     for outcome, words in says.items():
         found = [step for step in steps if outcome == (few if min(step.seeds) < FEWEST_SEEDS else step.verdict)]
         found.sort(key=lambda step: -abs(step.difference))
-        listed = "、".join(
-            f"“{step.names[0].removeprefix('+ ')}”（{points(step.difference, sign=True)} 个百分点）" for step in found
-        )
-        told += [f"{words}{listed}"] * bool(found)
+        each = "、".join(f"“{change(step)}”（{points(step.difference, sign=True)} 个百分点）" for step in found)
+        told += [f"{words}{each}"] * bool(found)
     return spaced("；".join(told) + "。") if told else ""
 
 
@@ -132,17 +159,19 @@ def surpasses(ours: Sequence[float], said: float) -> bool:
     return len(ours) >= FEWEST_SEEDS and lead(ours, said)[1] > 0
 
 
-def against(ours: Sequence[float], said: float, names: tuple[str, str], alpha: float = 0.05) -> str:
-    """Return :func:`lead` as one Chinese sentence; with fewer than three seeds nothing is concluded.
+def against(ours: Sequence[float], printed: Mapping[str, float], name: str, alpha: float = 0.05) -> str:
+    """Return :func:`lead` over each printed accuracy (by name) as a Chinese sentence; under three seeds, no conclusion.
 
     A printed accuracy is of one run: how far another seed would carry it is unknown, and not in the interval.
     """
-    gap, low, high = lead(ours, said, alpha)
-    numbers = (
-        f"{'高' if gap >= 0 else '低'} {100 * abs(gap):.1f} 个百分点（{100 * (1 - alpha):g} % 区间 "
-        + "[{:.1f}, {:.1f}]）".format(*(100 * value for value in ((low, high) if gap >= 0 else (-high, -low))))
-    ).replace("-", "−")
-    finding = f"{names[0]}（{len(ours)} 个种子，{summary(ours).percent} %）比{names[1]}的 {100 * said:.1f} % {numbers}"
-    if len(ours) < FEWEST_SEEDS:
-        return spaced(f"{finding}，种子少于 {FEWEST_SEEDS} 个，证据不足。")
-    return spaced(f"{finding}，" + ("区间不含 0。" if low > 0 or high < 0 else "证据不足，不能断定孰高孰低。"))
+    few, told = len(ours) < FEWEST_SEEDS, []
+    for other, said in printed.items():
+        gap, low, high = lead(ours, said, alpha)
+        numbers = (
+            f"{'高' if gap >= 0 else '低'} {100 * abs(gap):.1f} 个百分点（{100 * (1 - alpha):g} % 区间 "
+            + "[{:.1f}, {:.1f}]）".format(*(100 * value for value in ((low, high) if gap >= 0 else (-high, -low))))
+        ).replace("-", "−")
+        verdict = "区间不含 0" if low > 0 or high < 0 else "证据不足，不能断定孰高孰低"
+        told.append(f"比{other}的 {100 * said:.1f} % {numbers}" + ("" if few else f"，{verdict}"))
+    told += [f"种子少于 {FEWEST_SEEDS} 个，证据不足"] * few
+    return spaced(f"{seeded(name, len(ours))}的测试准确率是 {summary(ours).percent} %，{'；'.join(told)}。")

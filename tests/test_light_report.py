@@ -50,6 +50,25 @@ def test_a_small_mean_with_a_wide_interval_is_no_proof():
     assert comparison.high > 0 and assess.keeps_accuracy(comparison) == assess.OPEN
 
 
+def test_variants_of_the_same_networks_are_compared_seed_by_seed():
+    generator = np.random.default_rng(0)
+    base = [generator.random(2000) < share for share in (0.6, 0.7, 0.8)]  # a seed's luck, which its variants share
+    changed = [np.where(np.arange(2000) % 100 == 0, False, seed) for seed in base]
+    table = {"变体": changed, "基线": base, "照旧": base}
+    paired, apart = assess.variants(table, "基线"), stats.compare_table(table, "基线")
+    assert [row.names for row in paired] == [row.names for row in apart] == [("变体", "基线"), ("照旧", "基线")]
+    assert paired[0].difference == pytest.approx(apart[0].difference) and paired[0].seeds == (3, 3)
+    assert paired[0].high - paired[0].low < (apart[0].high - apart[0].low) / 10
+    assert paired[0].verdict == "等价"
+    assert apart[0].verdict == "证据不足" and paired[1].identical and all(row.holm for row in paired)
+    alone = {name: seeds[:1] for name, seeds in table.items()}
+    for one, other in zip(assess.variants(alone, "基线"), stats.compare_table(alone, "基线"), strict=True):
+        assert np.allclose((one.difference, one.low, one.high), (other.difference, other.low, other.high))
+        assert (one.names, one.seeds, one.identical, one.verdict) == (
+            other.names, other.seeds, other.identical, other.verdict,
+        )  # fmt: skip
+
+
 def test_outcomes_are_told_apart_and_one_loss_refutes_that_nothing_is_lost():
     judged = {"a": assess.KEEPS, "b": assess.OPEN, "c": assess.KEEPS, "d": assess.FEW}
     assert assess.told_outcomes(judged) == (
@@ -147,7 +166,7 @@ def test_both_costs_are_drawn_side_by_side_with_the_same_numbers():
     )
     left, right = figures.two_costs(table, ["大"]).axes
     assert [disc.get_offsets()[0].tolist() for disc in right.collections] == [[20, 90], [10, 85]]
-    assert left.collections[0].get_offsets()[0].tolist() == pytest.approx([0.4, 90])
+    assert left.collections[0].get_offsets()[0].tolist() == pytest.approx([400, 90])
     assert [[text.get_text() for text in ax.texts] for ax in (left, right)] == [["1"], ["1", "2"]]
     assert len(left.collections[0].get_facecolor()) == 0 and len(right.collections[1].get_facecolor()) == 1
 

@@ -69,7 +69,7 @@ def test_only_whole_finished_runs_of_the_courses_data_count():
     ],
 )
 def test_a_sentence_says_no_more_than_its_interval(ours, said, says):
-    assert re.search(says, others.against(ours, said, ("配方", "旧报告")))
+    assert re.search(says, others.against(ours, {"旧报告": said}, "配方"))
 
 
 def test_who_speaks_is_chosen_beforehand_and_never_by_the_result():
@@ -94,7 +94,18 @@ def test_surpassing_takes_seeds_and_an_interval():
 
 
 def test_a_sentence_keeps_a_recipes_name():
-    assert others.against([0.7], 0.8, ("配方 cpu-long", "旧报告")).startswith("配方 cpu-long")
+    assert others.against([0.7], {"旧报告": 0.8}, "配方 cpu-long").startswith("配方 cpu-long（1 个种子）的")
+    several = others.against([0.7], {"旧报告": 0.8, "公开报告": 0.6}, "配方 cpu-long（16 轮）")
+    assert several.startswith("配方 cpu-long（16 轮，1 个种子）的测试准确率是 70.0 %，比旧报告的 80.0 % 低 10.0")
+    assert "；比公开报告的 60.0 % 高 10.0" in several and several.count("证据不足") == 1
+
+
+def test_recipes_that_joined_after_the_published_best_are_told_until_the_validation_split_has_chosen():
+    best, pooled, mild = (others.titled(RECIPES[name]) for name in ("cpu-varied", "cpu-pooled", "cpu-mild"))
+    whole = {label: [run()] for label in (mild, best, pooled)}
+    assert others.contenders(whole, best) == [pooled, mild] and others.contenders({best: [run()]}, best) == []
+    assert others.contenders(whole, mild) == [] and others.contenders(whole, "") == []
+    assert others.listed({mild: [run()] * 2}) == "cpu-mild（16 轮，2 个种子）的测试准确率是 70.0 ± 0.0 %"
 
 
 def test_the_interval_covers_what_it_says():
@@ -103,7 +114,7 @@ def test_the_interval_covers_what_it_says():
     for _ in range(2000):
         ours = draw.binomial(4870, draw.normal(true, 0.004, n)) / 4870
         said = draw.binomial(4870, theirs + 0.02) / 4870  # truly equal
-        significant += "区间不含 0" in others.against(list(ours), said, ("甲", "乙"))
+        significant += "区间不含 0" in others.against(list(ours), {"乙": said}, "甲")
     assert significant / 2000 < 0.05
 
 
@@ -130,6 +141,8 @@ def test_a_step_of_the_ladder_is_compared_with_the_one_right_below_it():
     assert re.search(
         r"显著提高.*“混合茎部”（\+20\.0 个百分点）；显著降低.*（−10\.0 个百分点）；种子少于 3 个、证据不足", said
     )
+    more = others.gains({label: [*rung(label, 3, right)] for label, right in zip(labels[4:6], (600, 900), strict=True)})
+    assert others.gains_told(more) == "显著提高了准确率的是“轮数由 4 增至 9”（+30.0 个百分点）。"
     assert others.gains_told([]) == "" and others.gains(others.climbed({})) == []
     alike = others.gains({labels[0]: [*rung(labels[0], 3, 500)], labels[1]: [*rung(labels[1], 3, 500)]})
     assert re.search(r"“混合茎部”（0\.0 个百分点）", others.gains_told(alike))

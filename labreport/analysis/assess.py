@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from labreport.stats import FEWEST_SEEDS, Comparison
+from labreport.analysis.shapley import contrast as paired
+from labreport.stats import FEWEST_SEEDS, Comparison, corrected
 from vitlib.data import LabeledImages
 from vitlib.evaluate import predict
 from vitlib.light.export import CPU
@@ -43,6 +44,18 @@ def keeps_accuracy(comparison: Comparison) -> str:
     if -comparison.difference <= LOSS and -comparison.low <= WORST:
         return KEEPS
     return LOSES if comparison.high < 0 else OPEN
+
+
+def variants(answers: Mapping[str, Sequence[np.ndarray]], base: str) -> list[Comparison]:
+    """Compare variants of the very same trained networks with ``base``, in order and with the names of
+    :func:`labreport.stats.compare_table`.
+
+    ``answers`` hold a bool array (images,) per seed. A seed's variants share its weights, so its luck cancels: seeds
+    are paired here, where ``compare_table`` takes them for independent trainings.
+    """
+    tables = {name: np.array(seeds, dtype=float) for name, seeds in answers.items()}
+    rows = [paired(table - tables[base], (name, base)) for name, table in tables.items() if name != base]
+    return corrected(rows)
 
 
 def told_outcomes(judged: Mapping[str, str]) -> str:

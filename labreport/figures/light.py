@@ -23,10 +23,11 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     colours = _palette(table["label"])
-    columns = (table["label"], 1e3 * table["seconds"], 100 * table["accuracy"], table["bytes"] / table["bytes"].max())
-    for number, (label, x, y, share) in enumerate(zip(*map(list, columns), strict=True), start=1):
+    areas = (300 * table["bytes"] / table["bytes"].max()).clip(lower=12.0)
+    columns = (table["label"], 1e3 * table["seconds"], 100 * table["accuracy"], areas)
+    for number, (label, x, y, area) in enumerate(zip(*map(list, columns), strict=True), start=1):
         ax.scatter(
-            x, y, s=max(12.0, 300 * share), alpha=0.75, linewidths=1.4, edgecolor=colours[label],
+            x, y, s=area, alpha=0.75, linewidths=1.4, edgecolor=colours[label],
             facecolor="none" if label in baselines else colours[label], label=f"{number} {label}",
         )  # fmt: skip
     ranked = table.sort_values("seconds")
@@ -39,7 +40,7 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     _legend_below(fig, [ax], "圆的面积为模型文件的大小，空心为基线与对照，阶梯线为前沿")
     for handle in fig.legends[0].legend_handles:
         handle.set_sizes([24])  # type: ignore[union-attr]
-    _number(ax, columns[1], columns[2])
+    _number(ax, *columns[1:])
     return fig
 
 
@@ -51,7 +52,7 @@ def two_costs(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     """
     fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained", sharey=True)
     colours = _palette(table["label"])
-    panels = ((table["flops"] / 1e9, "GFLOPs"), (1e3 * table["seconds"], "批大小为 1 的延迟 / ms"))
+    panels = ((table["flops"] / 1e6, "MFLOPs"), (1e3 * table["seconds"], "批大小为 1 的延迟 / ms"))
     for ax, (costs, label) in zip(axes, panels, strict=True):
         rows = zip(table["label"], costs, 100 * table["accuracy"], strict=True)
         for number, (name, x, y) in enumerate(rows, start=1):
@@ -67,21 +68,38 @@ def two_costs(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     axes[0].set_ylabel("测试准确率 / %")
     _legend_below(fig, list(axes), "空心为基线与对照")
     for ax, (costs, _) in zip(axes, panels, strict=True):
-        _number(ax, costs, 100 * table["accuracy"])
+        _number(ax, costs, 100 * table["accuracy"], [24.0] * len(table))
     return fig
 
 
-def _number(ax: Axes, across: pd.Series, up: pd.Series) -> None:
-    """Number the points from 1, each beside it on the side that is furthest from points and other numbers."""
+def _number(ax: Axes, across: pd.Series, up: pd.Series, areas: Sequence[float]) -> None:
+    """Number the points from 1, each beside its disc (``areas`` in square points) on the side with the most room.
+
+    Where there is no room the number stands further off, and a thin line leads from it to the disc's middle.
+    """
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where points come to lie
     places = ax.transData.transform(np.column_stack([across, up])) * 72 / ax.figure.dpi
-    taken = [place for place in places if np.isfinite(place).all()]
-    sides = [(9 * math.cos(turn), 9 * math.sin(turn)) for turn in np.arange(1, 17, 2) * math.pi / 8]
-    for number, (x, y, place) in enumerate(zip(across, up, places, strict=True), start=1):
-        if np.isfinite(x):
-            best = max(sides, key=lambda side: min(math.dist(place + side, other) for other in taken))
-            ax.annotate(str(number), (x, y), best, textcoords="offset points", fontsize=7, ha="center", va="center")
-            taken.append(place + best)
+    radii = np.sqrt(np.array(areas) / math.pi)
+    taken = [(place, radius) for place, radius in zip(places, radii, strict=True) if np.isfinite(place).all()]
+    turns = np.arange(1, 17, 2) * math.pi / 8
+    for number, (x, y, place, radius) in enumerate(zip(across, up, places, radii, strict=True), start=1):
+        if not np.isfinite(x):
+            continue
+        found = []  # (room, offset) of the best side at each distance
+        for far in radius + np.array([6.0, 12.0, 20.0, 28.0]):
+            sides = [(far * math.cos(turn), far * math.sin(turn)) for turn in turns]
+            rooms = [min(math.dist(place + side, at) - size for at, size in taken) for side in sides]
+            found.append((max(rooms), sides[int(np.argmax(rooms))]))
+        step = next(
+            (i for i, (room, _) in enumerate(found) if room >= 5.5), int(np.argmax([room for room, _ in found]))
+        )
+        side = found[step][1]
+        line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.35", "shrinkA": 0, "shrinkB": 0} if step else None
+        ax.annotate(
+            str(number), (x, y), side, textcoords="offset points", fontsize=7, ha="center", va="center",
+            arrowprops=line,
+        )  # fmt: skip
+        taken.append((place + side, 4.0))
 
 
 def shaded_patches(images: np.ndarray, shares: np.ndarray, scale: int = 4) -> np.ndarray:
