@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from labreport.analysis.ablation import (
     PRINTED,
+    Verdicts,
     answer,
     chance_of_lead,
     conclude,
@@ -53,33 +54,52 @@ def study(seeds=3, **accuracy_by_layers):
 
 def test_the_sentence_names_the_winner_when_one_setting_is_better():
     (family,) = families(study(blocks1=0.60, blocks6=0.80)).values()
-    said = conclude("块数", family)
+    said = conclude("块数", family, Verdicts())
     assert "按验证准确率选出的是块数 6（基线），它的测试准确率是 80." in said.replace("79.", "80.")
     assert "显著更低的是块数 1（低" in said and "等价" not in said and "分不出高下" not in said
-    assert "其余取值都显著更差" in said
+    assert "没有被证明" not in said  # nothing but the baseline is left to recommend
 
 
 def test_the_sentence_changes_by_itself_when_two_settings_tie():
     (family,) = families(study(blocks1=0.60, blocks2=0.80, blocks6=0.80)).values()
-    said = conclude("块数", family)
-    assert "与它等价的是块数" in said and "显著更低的是块数 1（" in said
-    for chosen, share in ((6, "块数 2 最省，计算量是块数 6（基线）的 33 %，而且与它等价"), (2, "没有比它更省的")):
-        for label, runs in family.items():
-            for each in runs:
-                each.history["val_accuracy"] = np.array([0.9 if label.startswith(f"块数 {chosen}") else 0.5])
-        assert f"没有被证明更差的取值里，{share}" in conclude("块数", family)
+    said = conclude("块数", family, Verdicts())
+    assert "；等价的是块数 2（" in said and "与块数 6（基线）相比，显著更低的是块数 1（" in said
+    assert "没有被证明比基线更差的取值里，块数 2 最省，计算量是基线的 33 %，而且与基线等价" in said
+    (dear,) = families(study(blocks1=0.60, blocks6=0.80, blocks12=0.80)).values()
+    assert "没有被证明比基线更差的取值里，没有比基线更省的" in conclude("块数", dear, Verdicts())
+    (better,) = families(study(blocks1=0.85, blocks6=0.80)).values()
+    assert "块数 1 最省，计算量是基线的 17 %，准确率还更高" in conclude("块数", better, Verdicts())
+
+
+def test_a_pair_has_one_verdict_wherever_it_is_told():
+    (family,) = families(study(blocks1=0.60, blocks2=0.815, blocks6=0.80)).values()
+    runs = {label: group for label, group in family.items()}
+    base = runs.pop("块数 6（基线）")
+    verdicts = Verdicts()
+    noise = [(f"块数 6，第 {i} 组", [run(knobs.BASE, seed + 9 * i, 0.8) for seed in range(3)]) for i in range(1, 9)]
+    table = verdicts.judge([((label, "现代 ViT"), group, base) for label, group in [*runs.items(), *noise]])
+    (alone,) = Verdicts().judge([(("块数 2", "现代 ViT"), runs["块数 2"], base)])
+    two, *_ = (test for test in table if test.names[0] == "块数 2")
+    assert two.p > alone.p and two.holm
+    against = verdicts.against_baseline(family)["块数 2"]
+    assert (against.p, against.verdict) == (two.p, two.verdict) and against.names == ("块数 2", "块数 6（基线）")
+    last = steps(family, verdicts)[-1]
+    assert last.names == ("块数 6（基线）", "块数 2") and last.p == two.p
+    assert (last.difference, last.low, last.high) == (-two.difference, -two.high, -two.low)
 
 
 def test_the_answer_tells_what_each_knobs_ends_differ_in_and_cost():
     deep = study(blocks1=0.60, blocks6=0.80)
     (family,) = families(deep).values()
-    assert answer({}) == "本次没有可以比较的旋钮。"
-    said = answer({"块数": family})
-    assert "块数 6（基线）与块数 1 相比（高 " in said and "个百分点），显著" in said and "块数相差 6.0 倍" in said
+    assert answer({}, Verdicts()) == "本次没有可以比较的旋钮。"
+    said = answer({"块数": family}, Verdicts())
+    assert (
+        "基线相比（p 值经 Holm 校正）：块数 1（低 " in said and "个百分点），显著" in said and "块数相差 6.0 倍" in said
+    )
     (tied,) = families(study(blocks1=0.80, blocks6=0.80)).values()
-    assert "视为等价" in answer({"块数": tied})
+    assert "视为等价" in answer({"块数": tied}, Verdicts())
     same = {label: [run(each.recipe, each.seed, 0.7) for each in runs] for label, runs in family.items()}
-    assert "块数几乎不改变它" in answer({"块数": same})
+    assert "块数几乎不改变它" in answer({"块数": same}, Verdicts())
 
 
 def test_a_lead_by_chance_is_likelier_the_smaller_it_is():
@@ -92,22 +112,22 @@ def test_one_setting_of_one_seed_does_not_silence_the_others():
     runs = study(blocks1=0.60, blocks4=0.85, blocks6=0.80)
     runs["块数 4"] = runs["块数 4"][:1]
     (family,) = families(runs).values()
-    said = conclude("块数", family)
+    said = conclude("块数", family, Verdicts())
     assert "选出的是块数 6（基线）" in said and "显著更低的是块数 1（低" in said  # though block 4's one seed is higher
     assert "种子少于 3 个、不作判断的是块数 4（高 4.9" in said
-    assert answer({"块数": family}).startswith("各旋钮的两端") and "不作判断" not in answer({"块数": family})
+    words = answer({"块数": family}, Verdicts())
+    assert words.startswith("各旋钮两端的取值与基线相比") and "不作判断" not in words
     (few,) = families(study(seeds=1, blocks1=0.60, blocks6=0.80)).values()
-    assert "注意力头数的种子少于 3 个，不作判断" in answer({"块数": family, "注意力头数": few})
+    assert "注意力头数的种子少于 3 个，不作判断" in answer({"块数": family, "注意力头数": few}, Verdicts())
 
 
 def test_one_seed_never_decides():
     (family,) = families(study(seeds=1, blocks1=0.60, blocks6=0.80)).values()
-    said = conclude("块数", family)
+    said = conclude("块数", family, Verdicts())
     assert "种子少于 3 个、不作判断的是块数 1（低" in said and "分不出" not in said and "只有 1 个种子" in said
     assert "显著" not in said and "最省" not in said  # nothing was shown, so nothing is recommended
-    assert answer({"块数": family}).startswith("种子少于 3 个，旋钮的好坏不作判断；") and "相差 6.0 倍" in answer(
-        {"块数": family}
-    )
+    words = answer({"块数": family}, Verdicts())
+    assert words.startswith("种子少于 3 个，旋钮的好坏不作判断；") and "相差 6.0 倍" in words
 
 
 def test_what_validation_chose_may_lose_on_the_test_images():
@@ -115,20 +135,19 @@ def test_what_validation_chose_may_lose_on_the_test_images():
     for each in runs["块数 1"]:
         each.history["val_accuracy"] = np.array([0.9])
     (family,) = families(runs).values()
-    assert "选出的是块数 1，" in conclude("块数", family) and "反而显著更高的是块数 6（基线）（高" in conclude(
-        "块数", family
-    )
+    said = conclude("块数", family, Verdicts())
+    assert "选出的是块数 1，" in said and "与块数 6（基线）相比，显著更低的是块数 1（低" in said
 
 
 def test_failed_runs_are_named_and_left_out():
     runs = study(blocks1=0.60, blocks2=0.7, blocks6=0.80)
     runs["块数 1"][1].failed = {"message": "NaN"}
     (family,) = families(runs).values()
-    assert "块数 1 有训练中止的运行，不参与比较" in conclude("块数", family)
-    assert [step.names for step in steps(family)] == [("块数 6（基线）", "块数 2")]
+    assert "块数 1 有训练中止的运行，不参与比较" in conclude("块数", family, Verdicts())
+    assert [step.names for step in steps(family, Verdicts())] == [("块数 6（基线）", "块数 2")]
     runs.pop("块数 2")
     (family,) = families(runs).values()
-    assert conclude("块数", family).endswith("没有两个可以比较的取值。")
+    assert conclude("块数", family, Verdicts()).endswith("没有两个可以比较的取值。")
 
 
 def test_runs_are_grouped_by_the_one_argument_in_which_they_differ():

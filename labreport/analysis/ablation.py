@@ -1,6 +1,7 @@
 """What 2.3 says about its runs: settings grouped by the knob that differs, conclusions, memory, the printed numbers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ PRINTED: dict[str, dict[int, float]] = {
     "d_model": {64: 63.3, 128: 67.5, 256: 69.1, 512: 72.3},
     "num_heads": {2: 65.8, 4: 69.1, 8: 69.4, 16: 66.7},
 }
+
+BASELINE = "（基线）"  # ends the baseline's label in each family
 
 
 def families(runs: "Family", baseline: str = "现代 ViT") -> "dict[str, Family]":
@@ -51,7 +54,7 @@ def families(runs: "Family", baseline: str = "现代 ViT") -> "dict[str, Family]
         numeric = not any(isinstance(one, str | None) for value in by_value for one in value)
         title = titled(names)
         out[title] = {
-            _labelled(names, value) + "（基线）" * (value == standard): by_value[value]
+            _labelled(names, value) + BASELINE * (value == standard): by_value[value]
             for value in (sorted(by_value) if numeric else by_value)
         }
     return out
@@ -76,13 +79,50 @@ def _labelled(names: tuple[str, ...], values: tuple[Any, ...]) -> str:
     return f"{knobs.COUPLED}{values[0]}" if names == WIDTHS else "、".join(map(knobs.told, names, values))
 
 
-def conclude(title: str, family: "Family") -> str:
+class Verdicts:
+    """The comparisons of a section: a pair of settings is judged once, and told with that verdict ever after.
+
+    Each call is a family of its own under Holm's correction, less the pairs that an earlier call has judged.
+    """
+
+    def __init__(self) -> None:
+        self._judged: dict[tuple[tuple[int, ...], ...], tuple[stats.Comparison, tuple[Sequence[Run], ...]]] = {}
+
+    def judge(self, pairs: "Sequence[tuple[tuple[str, str], Sequence[Run], Sequence[Run]]]") -> list[stats.Comparison]:
+        """Compare the runs of each pair, first minus second, under the pair's names."""
+        keys = [tuple(tuple(map(id, runs)) for runs in two) for _, *two in pairs]
+        new = [i for i, key in enumerate(keys) if not {key, key[::-1]} & self._judged.keys()]
+        tests = [
+            stats.compare([run.correct for run in first], [run.correct for run in second], names)
+            for names, first, second in (pairs[i] for i in new)
+        ]
+        # the runs are kept as well: the id of a run that is gone may be another's
+        self._judged |= {keys[i]: (test, pairs[i][1:]) for i, test in zip(new, stats.corrected(tests), strict=True)}
+        return [
+            replace(self._judged[key][0] if key in self._judged else _turned(self._judged[key[::-1]][0]), names=names)
+            for key, (names, *_) in zip(keys, pairs, strict=True)
+        ]
+
+    def against_baseline(self, family: "Family") -> dict[str, stats.Comparison]:
+        """Compare each setting of a knob that finished with the baseline; none where that has not."""
+        usable = _finished(family)
+        base = next((label for label in usable if label.endswith(BASELINE)), None)
+        others = [label for label in usable if base and label != base]
+        tests = self.judge([((label, base), usable[label], usable[base]) for label in others if base])
+        return dict(zip(others, tests, strict=True))
+
+
+def _turned(test: stats.Comparison) -> stats.Comparison:
+    return replace(test, seeds=test.seeds[::-1], difference=-test.difference, low=-test.high, high=-test.low)
+
+
+def conclude(title: str, family: "Family", verdicts: Verdicts) -> str:
     """Return what the runs allow one to say about a knob, as Chinese prose.
 
-    The setting is chosen by the validation accuracy at the end; only then is it compared with each other one on
-    the test images (Holm's correction). The cheapest of those not shown to be worse is named, and whether it has been
-    shown to be equivalent. Settings with too few seeds neither are chosen nor judged, only told, where two others have
-    enough; with too few everywhere nothing can be shown, and none is named.
+    The setting that the validation accuracy at the end would choose is named. Every setting is compared on the test
+    images with the baseline only, with the section's verdicts. The cheapest of those not shown to be worse is named,
+    and whether it has been shown to be equivalent. Settings with too few seeds are not judged, only told; with too few
+    everywhere nothing can be shown, and none is named as cheapest.
     """
     usable = _finished(family)
     said = f"**{title}**　"
@@ -90,49 +130,43 @@ def conclude(title: str, family: "Family") -> str:
         said += f"{'、'.join(gone)}有训练中止的运行，不参与比较。"
     if len(usable) < 2:
         return stats.spaced(f"{said}没有两个可以比较的取值。")
-    judged = _with_enough_seeds(usable) or usable
-    best = max(judged, key=lambda label: float(np.mean([run.history["val_accuracy"][-1] for run in judged[label]])))
-    tests = stats.compare_table(_correct(judged), best)
+    chosen = _with_enough_seeds(usable) or usable
+    best = max(chosen, key=lambda label: float(np.mean([run.history["val_accuracy"][-1] for run in chosen[label]])))
     accuracy = stats.summary([run.accuracy for run in usable[best]])
     said += f"按验证准确率选出的是{best}，它的测试准确率是 {accuracy.percent} %。"
-    few = {label: runs for label, runs in usable.items() if len(runs) < stats.FEWEST_SEEDS}
-    open_words = f"种子少于 {stats.FEWEST_SEEDS} 个、不作判断的是"
-    parts = []
-    for verdict, words in VERDICTS.items():
-        if told := [_gap(test) for test in tests if test.verdict == verdict]:
-            parts.append(f"{open_words if judged is usable and few else words}{'、'.join(told)}")
-    said += "；".join(parts) + "。"
-    if judged is usable and few:
-        seeds = min(map(len, few.values()))
+    tests = verdicts.against_baseline(family)
+    if not tests:
+        return stats.spaced(f"{said}没有基线可以比较。")
+    base = next(iter(tests.values())).names[1]
+    judged = {label: test for label, test in tests.items() if min(test.seeds) >= stats.FEWEST_SEEDS}
+    parts = [
+        f"{words}{'、'.join(told)}"
+        for verdict, words in VERDICTS.items()
+        if (told := [_gap(test) for test in judged.values() if test.verdict == verdict])
+    ]
+    if few := [_gap(test) for label, test in tests.items() if label not in judged]:
+        parts.append(f"种子少于 {stats.FEWEST_SEEDS} 个、不作判断的是{'、'.join(few)}")
+    said += f"与{'它' if best == base else base}相比，{'；'.join(parts)}。"
+    if not judged:
+        seeds = min(map(len, usable.values()))
         return stats.spaced(f"{said}有的取值只有 {seeds} 个种子，高下与够不够用都还不能断定，差值只供参考。")
-    flops = {label: runs[0].flops for label, runs in judged.items()}
-    standing = {test.names[0]: test.verdict for test in tests if test.verdict != "较低"}
-    cheapest = min([best, *standing], key=lambda label: flops[label])
+    flops = {label: runs[0].flops for label, runs in usable.items() if label in judged or label == base}
+    standing = {label: test.verdict for label, test in judged.items() if test.verdict != "较低"}
+    cheapest = min([base, *standing], key=lambda label: flops[label])
     if len(set(flops.values())) == 1:
         said += "各取值的计算量相同。"
-    elif flops[cheapest] < flops[best]:
-        share = f"计算量是{best}的 {100 * flops[cheapest] / flops[best]:.0f} %"
-        known = {"等价": "，而且与它等价", "证据不足": "，但还没有证明它与后者等价"}.get(standing[cheapest], "")
-        said += f"没有被证明更差的取值里，{cheapest}最省，{share}{known}。"
+    elif flops[cheapest] < flops[base]:
+        share = f"计算量是基线的 {100 * flops[cheapest] / flops[base]:.0f} %"
+        known = {"等价": "，而且与基线等价", "较高": "，准确率还更高"}.get(
+            standing[cheapest], "，但还没有证明它与基线等价"
+        )
+        said += f"没有被证明比基线更差的取值里，{cheapest}最省，{share}{known}。"
     elif standing:
-        said += "没有被证明更差的取值里，没有比它更省的。"
-    else:
-        said += "其余取值都显著更差。"
-    if few:
-        gaps = [
-            _gap(stats.compare(correct, _correct(usable)[best], (label, best)))
-            for label, correct in _correct(few).items()
-        ]
-        said += f"{open_words}{'、'.join(gaps)}。"
+        said += "没有被证明比基线更差的取值里，没有比基线更省的。"
     return stats.spaced(said)
 
 
-VERDICTS = {
-    "较低": "显著更低的是",
-    "较高": "在测试集上反而显著更高的是",
-    "等价": "与它等价的是",
-    "证据不足": "与它分不出高下的是",
-}
+VERDICTS = {"较低": "显著更低的是", "较高": "显著更高的是", "等价": "等价的是", "证据不足": "分不出高下的是"}
 
 
 def chance_of_lead(lead: float, deviation: float, settings: int, draws: int = 100_000) -> float:
@@ -141,40 +175,38 @@ def chance_of_lead(lead: float, deviation: float, settings: int, draws: int = 10
     return float(np.mean(ranked[:, -1] - ranked[:, -2] >= lead))
 
 
-def answer(families: "Mapping[str, Family]") -> str:
-    """Return what the knobs are worth, as one Chinese paragraph: by knob what its two ends differ in, and their cost."""
-    usable = {title: ready for title, family in families.items() if len(ready := _finished(family)) > 1}
-    if not usable:
+def answer(families: "Mapping[str, Family]", verdicts: Verdicts) -> str:
+    """Return what the knobs are worth, as one Chinese paragraph: how their ends compare with the baseline, and cost."""
+    compared = {title: tests for title, family in families.items() if (tests := verdicts.against_baseline(family))}
+    if not compared:
         return "本次没有可以比较的旋钮。"
-    costs = {title: [runs[0].flops for runs in family.values()] for title, family in usable.items()}
-    dear = sorted(costs, key=lambda title: -max(costs[title]) / min(costs[title]))
+    costs = {title: [runs[0].flops for runs in _finished(families[title]).values()] for title in compared}
     ratio = {title: max(flops) / min(flops) for title, flops in costs.items()}
+    dear = sorted(costs, key=lambda title: -ratio[title])
     told = [f"{title}相差 {ratio[title]:.1f} 倍" if ratio[title] > 1.05 else f"{title}几乎不改变它" for title in dear]
     price = f"代价是确定的：计算量在所试的取值之间，{'，'.join(told)}。"
-    judged = {title: ready for title, family in usable.items() if (ready := _with_enough_seeds(family))}
-    if not judged:
-        return stats.spaced(f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断；{price}")
     # the two ends of each knob: chosen by their values, not by their results
-    ends = [
-        stats.compare(correct[last], correct[first], (last, first))
-        for correct in map(_correct, judged.values())
-        for first, *_, last in [list(correct)]
-    ]
-    tests = sorted(stats.corrected(ends), key=lambda test: -abs(test.difference))
+    ends: list[stats.Comparison] = []
+    silent = []
+    for title, tests in compared.items():
+        enough = [label for label, runs in _finished(families[title]).items() if len(runs) >= stats.FEWEST_SEEDS]
+        judged = [tests[label] for label in dict.fromkeys((*enough[:1], *enough[-1:])) if label in tests]
+        if usable := [test for test in judged if min(test.seeds) >= stats.FEWEST_SEEDS]:
+            ends += usable
+        else:
+            silent.append(title)
+    if not ends:
+        return stats.spaced(f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断；{price}")
     words = {"较高": "显著", "较低": "显著", "等价": "视为等价", "证据不足": "证据不足"}
-    gains = [
-        f"{test.names[0]}与{test.names[1]}相比{_gap(test)[len(test.names[0]) :]}，{words[test.verdict]}"
-        for test in tests
-    ]
-    silent = [title for title in usable if title not in judged]
+    gains = [f"{_gap(test)}，{words[test.verdict]}" for test in sorted(ends, key=lambda test: -abs(test.difference))]
     rest = f"{'、'.join(silent)}的种子少于 {stats.FEWEST_SEEDS} 个，不作判断。" if silent else ""
-    return stats.spaced(f"各旋钮的两端（p 值经 Holm 校正）：{'；'.join(gains)}。{rest}{price}")
+    return stats.spaced(f"各旋钮两端的取值与基线相比（p 值经 Holm 校正）：{'；'.join(gains)}。{rest}{price}")
 
 
-def steps(family: "Family") -> list[stats.Comparison]:
+def steps(family: "Family", verdicts: Verdicts) -> list[stats.Comparison]:
     """Compare each setting with the one before it: what a monotone claim such as "wider is better" needs."""
-    correct = _correct(_finished(family))
-    return [stats.compare(correct[b], correct[a], (b, a)) for a, b in pairwise(correct)]
+    usable = _finished(family)
+    return verdicts.judge([((b, a), usable[b], usable[a]) for a, b in pairwise(usable)])
 
 
 def training_bytes(model: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -211,10 +243,6 @@ def _with_enough_seeds(family: "Family") -> "dict[str, Sequence[Run]]":
     """Return the settings that can be judged, where there are at least two of them."""
     enough = {label: runs for label, runs in family.items() if len(runs) >= stats.FEWEST_SEEDS}
     return enough if len(enough) > 1 else {}
-
-
-def _correct(family: "Family") -> dict[str, list[np.ndarray]]:
-    return {label: [run.correct for run in runs] for label, runs in family.items()}
 
 
 def _gap(test: stats.Comparison) -> str:
