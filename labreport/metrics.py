@@ -177,6 +177,11 @@ def group_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
+def epochs_to_stay(curve: np.ndarray, share: float = 0.9) -> int:
+    """Return the epoch (1-based) from which a curve (epochs,), not empty, stays at ``share`` of its last value or above."""
+    return 1 + len(curve) - int(np.argmax([*(curve[::-1] < share * curve[-1]), True]))
+
+
 def _check(
     labels: np.ndarray, predicted: np.ndarray, classes: int | None, confidence: np.ndarray | None = None
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from labreport.metrics import (
     collapse,
     confusion,
+    epochs_to_stay,
     expected_calibration_error,
     per_class_recall,
     reliability,
@@ -107,6 +108,11 @@ def test_a_run_collapses_when_one_answer_serves_most_images_or_it_only_guesses()
     assert collapse(fake_run(labels, labels, names)) is None
     two = np.repeat([0, 1], 100)
     assert collapse(fake_run(two, two, ["a", "b"])) is None  # of two classes one has always half
+
+
+def test_the_epoch_from_which_a_curve_stays_near_its_end():
+    assert epochs_to_stay(np.array([0.1, 0.95, 0.2, 0.9, 1.0])) == 4  # a dip before the end counts
+    assert epochs_to_stay(np.array([0.1, 0.2, 1.0])) == 3 and epochs_to_stay(np.array([1.0, 1.0])) == 1
 
 
 def test_bad_input_is_refused():
