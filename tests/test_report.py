@@ -6,8 +6,9 @@ import io
 import json
 import re
 from urllib.parse import unquote
-from xml.etree.ElementTree import canonicalize
+from xml.etree.ElementTree import canonicalize, fromstring
 
+import matplotlib.pyplot as plt
 import pytest
 import report_cases as cases
 from bs4 import BeautifulSoup
@@ -19,7 +20,7 @@ from labreport.assembly import fonts, mathml
 from labreport.assembly.build import assemble
 from labreport.assembly.captions import finish
 from labreport.assembly.document import merge
-from labreport.assembly.exporter import to_html
+from labreport.assembly.exporter import svg_quoted, to_html
 from labreport.assembly.front import bibliography, duration, gather, read_members
 from vitlib.errors import UserError
 from vitlib.paths import share
@@ -92,6 +93,29 @@ def test_line_art_reads_back_as_it_was(page):
     sources = [image["src"].partition(",") for image in page.select("figure img")]
     drawn = [unquote(content) for kind, _, content in sources if kind == "data:image/svg+xml"]
     assert drawn and set(map(canonicalize, drawn)) == {canonicalize(cases.SVG)}
+
+
+def test_a_figure_loses_nothing_but_comments_names_of_groups_and_spaces():
+    fig, axes = plt.subplots()
+    axes.plot([1, 2, 3], [2, 1, 2], marker="s", label="accuracy")
+    axes.fill_between([1, 2, 3], [1, 0, 1], [3, 2, 3], alpha=0.3)
+    axes.legend()
+    file = io.BytesIO()
+    fig.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    plt.close(fig)
+    svg = file.getvalue().decode()
+    svg = svg[svg.index("<svg") :]
+
+    def parts(drawing):
+        for node in fromstring(drawing).iter():
+            named = {key: value for key, value in node.attrib.items() if (node.tag[-2:], key) != ("}g", "id")}
+            yield node.tag, named | {"d": re.findall(r"[A-Za-z]|[-.\d]+", node.get("d", ""))}, (node.text or "").split()
+
+    short = unquote(svg_quoted(svg))
+    assert [*parts(short)] == [*parts(svg)]
+    assert "<!--" in svg and "<!--" not in short and "> <" not in short
+    assert {*re.findall(r"href=[\"']#([^\"']*)", short)} <= {*re.findall(r"id=[\"']([^\"']*)", short)}
+    assert len(short) < 0.95 * len(" ".join(svg.split()))
 
 
 def test_captions_are_numbered_by_chapter_and_references_filled(page):
