@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from labreport.others import PROXY
 from vitlib.data import Dataset, TestSet, TrainSet, load
 from vitlib.recipe import Recipe
 from vitlib.recipes import recipe_named
@@ -33,7 +34,7 @@ def judged_by_validation(data: Dataset, images: int) -> Dataset:
     """Return a data set whose test set is the validation split."""
     fit, validation = data.split(seed=0)
     whole = Dataset.of(
-        "proxy", TrainSet(fit.images, fit.labels), TestSet(validation.images, validation.labels), data.class_names,
+        PROXY, TrainSet(fit.images, fit.labels), TestSet(validation.images, validation.labels), data.class_names,
         f"{data.provenance}；验证集充当测试集",
     )  # fmt: skip
     return whole if images >= len(fit) else whole.subset(images)

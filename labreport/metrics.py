@@ -68,7 +68,10 @@ class Reliability(TypedDict):
 def reliability(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, bins: int = BINS) -> Reliability:
     """Bins of equal width, closed above: the points of a reliability diagram."""
     _check(labels, predicted, None, confidence)
-    index = np.clip(np.ceil(np.asarray(confidence, dtype=float) * bins).astype(int) - 1, 0, bins - 1)
+    places = np.round(
+        np.asarray(confidence, dtype=float) * bins, 5
+    )  # a record's k/255 is on an edge, not just above it
+    index = np.clip(np.ceil(places).astype(int) - 1, 0, bins - 1)
     images = np.bincount(index, minlength=bins)
 
     def mean(values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What section 2.4 says and draws: verdicts on losses, pictures of surviving patches, its table of recipes."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -50,6 +51,13 @@ def test_a_small_mean_with_a_wide_interval_is_no_proof():
     assert comparison.high > 0 and assess.keeps_accuracy(comparison) == assess.OPEN
 
 
+def test_a_loss_that_holms_correction_leaves_open_is_no_loss():
+    alone = stats.compare(runs(0.89), runs(0.9))
+    among = dataclasses.replace(alone, p=0.06, holm=True)
+    assert alone.high < 0 and assess.keeps_accuracy(alone) == assess.LOSES
+    assert among.high < 0 and assess.keeps_accuracy(among) == assess.OPEN
+
+
 def test_variants_of_the_same_networks_are_compared_seed_by_seed():
     generator = np.random.default_rng(0)
     base = [generator.random(2000) < share for share in (0.6, 0.7, 0.8)]  # a seed's luck, which its variants share
@@ -69,10 +77,32 @@ def test_variants_of_the_same_networks_are_compared_seed_by_seed():
         )  # fmt: skip
 
 
+def test_what_set_out_from_the_bases_runs_is_compared_with_them_seed_by_seed():
+    generator, images = np.random.default_rng(0), np.arange(1000)
+    start = VIT.but(epochs=2)
+
+    def trained(recipe, seed, correct):
+        data = {"fingerprint": "f"}
+        key = recipe.key(seed, "f")
+        return SimpleNamespace(recipe=recipe, seed=seed, key=key, data=data, correct=correct)
+
+    lucks = (0.6, 0.7, 0.8)
+    base = [trained(start, seed, generator.random(1000) < luck) for seed, luck in enumerate(lucks)]
+    tuned = start.but(name="tuned", init_from=start, transfer="all")
+    onward = [trained(tuned, run.seed, run.correct & (images % 100 > 0)) for run in base]
+    apart = [trained(start.but(name="apart"), run.seed, run.correct & (images % 100 > 0)) for run in base]
+    assert assess.onward(onward, base) == list(zip(onward, base, strict=True))
+    assert assess.onward(apart, base) == assess.onward(base, base) == assess.onward(onward, base[:2]) == []
+    paired, alone = assess.versus({"基线": base, "再训练": onward, "另训练": apart}, "基线")
+    assert (paired.names, alone.names) == (("再训练", "基线"), ("另训练", "基线"))
+    assert paired.difference == pytest.approx(alone.difference) and paired.holm and alone.holm
+    assert paired.high - paired.low < (alone.high - alone.low) / 10
+
+
 def test_outcomes_are_told_apart_and_one_loss_refutes_that_nothing_is_lost():
     judged = {"a": assess.KEEPS, "b": assess.OPEN, "c": assess.KEEPS, "d": assess.FEW}
     assert assess.told_outcomes(judged) == (
-        "达标的有：a、c。未能证明没有明显的损失（95 % 区间含 0）的有：b。种子少于 3 个、证据不足的有：d。"
+        "达标的有：a、c。未能证明没有明显的损失（差异不显著）的有：b。种子少于 3 个、证据不足的有：d。"
     )
     assert assess.unchanged(judged) == assess.unchanged({}) == "证据不足"
     assert assess.unchanged({"a": assess.KEEPS}) == "成立"

@@ -58,6 +58,8 @@ def test_reliability_bins_are_closed_above_and_complete():
     assert diagram["images"][[0, 1, 14]].tolist() == [2, 1, 1] and diagram["images"].sum() == 4
     assert diagram["accuracy"][1] == 0 and diagram["accuracy"][14] == 1
     assert np.isnan(diagram["accuracy"][7])
+    kept = np.arange(17, 256, 17, dtype=np.uint8).astype(np.float32) / 255  # edges, as a record keeps them
+    assert reliability(np.zeros(15), np.zeros(15), kept)["images"].tolist() == [1] * 15
 
 
 def test_calibration_error_of_calibrated_and_overconfident_predictions():

@@ -100,11 +100,46 @@ def test_a_sentence_keeps_a_recipes_name():
     assert "；比公开报告的 60.0 % 高 10.0" in several and several.count("证据不足") == 1
 
 
+def trial(name, rights, **changes):
+    """Return a run of benchmarks/trial.py with this share of each of ten classes of 100 images answered rightly."""
+    recipe = RECIPES[name].but(**changes)
+    labels = np.repeat(np.arange(10), 100)
+    wrong = np.concatenate([np.arange(100) >= 100 * right for right in rights])
+    data = {
+        "name": others.PROXY,
+        "train_images": sum(TRAIN_COUNTS) - 1000,
+        "test_images": 1000,
+        "class_names": "ABCDEFGHIJ",
+    }
+    return SimpleNamespace(
+        name=name, epochs=recipe.epochs, recipe=recipe, failed=None, data=data, labels=labels, correct=~wrong,
+        predicted=np.where(wrong, (labels + 1) % 10, labels), confidence=np.full(1000, 0.5), accuracy=1 - wrong.mean(),
+    )  # fmt: skip
+
+
+def test_the_validation_split_ranks_whole_recipes_at_full_length_by_the_mean_of_classes():
+    mild, varied = trial("cpu-mild", [0.9] * 10), trial("cpu-varied", [0.95] * 5 + [0.9] * 5)
+    small, short, failed = (trial("cpu-pooled", [1] * 10) for _ in range(3))
+    small.data["train_images"], failed.failed = 10_000, {"message": "NaN"}
+    short = trial("cpu-pooled", [1] * 10, epochs=4)
+    of_test = trial("cpu-pooled", [1] * 10)
+    of_test.data["name"] = "course"
+    found = others.on_validation([mild, small, short, failed, of_test, varied])
+    assert list(found) == ["cpu-varied（40 轮）", "cpu-mild（16 轮）"] and found["cpu-mild（16 轮）"] is mild
+    told = others.chosen_told(found, "cpu-varied（40 轮）")
+    assert "cpu-varied（40 轮）是 92.5 %、cpu-mild（16 轮）是 90.0 %" in told and told.endswith("best 就归它。")
+    assert "高 2.5 个百分点" in told and "证据不足" in told
+    assert others.chosen_told(found, "cpu-mild（16 轮）").endswith("best 还是 cpu-mild（16 轮），尚未换成它。")
+    assert others.chosen_told({"cpu-mild（16 轮）": mild}, "cpu-mild（16 轮）") == ""
+
+
 def test_recipes_that_joined_after_the_published_best_are_told_until_the_validation_split_has_chosen():
     best, pooled, mild = (others.titled(RECIPES[name]) for name in ("cpu-varied", "cpu-pooled", "cpu-mild"))
     whole = {label: [run()] for label in (mild, best, pooled)}
-    assert others.contenders(whole, best) == [pooled, mild] and others.contenders({best: [run()]}, best) == []
-    assert others.contenders(whole, mild) == [] and others.contenders(whole, "") == []
+    assert others.contenders(whole, best, {}) == [pooled, mild] and others.contenders({best: [run()]}, best, {}) == []
+    assert others.contenders(whole, best, {mild: run()}) == [pooled, mild] and others.contenders(whole, "", {}) == []
+    assert others.contenders(whole, best, {mild: run(), best: run()}) == [pooled]
+    assert others.contenders(whole, best, dict.fromkeys((mild, best, pooled), run())) == []
     assert others.listed({mild: [run()] * 2}) == "cpu-mild（16 轮，2 个种子）的测试准确率是 70.0 ± 0.0 %"
 
 

@@ -21,7 +21,7 @@ from vitlib.device import pick
 from vitlib.engine import OutOfTime
 from vitlib.errors import FailedRun, UserError
 from vitlib.evaluate import autocast
-from vitlib.models import count, create_model
+from vitlib.models import count
 from vitlib.plans import Job, Profile, jobs, profile_named, tailed
 from vitlib.progress import Progress
 from vitlib.recipe import Recipe
@@ -171,7 +171,7 @@ def costs(todo: Sequence[Job]) -> dict[str, int]:
         recipe = waiting.pop()
         if recipe.name not in out:
             with torch.device("meta"):
-                model = create_model(recipe.model, **recipe.model_args)
+                model = build_model(recipe, 10, 32)
             out[recipe.name] = int(count(model).flops * getattr(model, "passes", 1))
         waiting += recipe.starts().values()
     return out

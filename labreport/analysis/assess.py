@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from labreport.analysis.shapley import contrast as paired
-from labreport.stats import FEWEST_SEEDS, Comparison, corrected
+from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected
 from vitlib.data import LabeledImages
 from vitlib.evaluate import predict
 from vitlib.light.export import CPU
@@ -21,8 +21,8 @@ LOSS, WORST = 0.003, 0.010  # the mean loss of accuracy and its upper bound that
 KEEPS, LOSES, OPEN, FEW = "达标", "有损失", "未能证明", "证据不足"
 OUTCOMES = {
     KEEPS: "达标",
-    LOSES: "准确率有损失（95 % 区间不含 0）",
-    OPEN: "未能证明没有明显的损失（95 % 区间含 0）",
+    LOSES: "准确率有损失（差异显著）",
+    OPEN: "未能证明没有明显的损失（差异不显著）",
     FEW: f"种子少于 {FEWEST_SEEDS} 个、证据不足",
 }
 
@@ -36,14 +36,14 @@ def correct(model: nn.Module | Callable[[Tensor], Tensor], images: LabeledImages
 def keeps_accuracy(comparison: Comparison) -> str:
     """Judge a light model minus its base by the loss of accuracy, as one of OUTCOMES.
 
-    达标: the mean loss is at most ``LOSS`` and its bound at most ``WORST``. What fails is 有损失 only where the interval
-    excludes none; else nothing is shown, though the mean may be too large.
+    达标: the mean loss is at most ``LOSS`` and its bound at most ``WORST``. What fails is 有损失 only where the loss is
+    significant, by Holm's p in a table; else nothing is shown, though the mean may be too large.
     """
     if min(comparison.seeds) < FEWEST_SEEDS:
         return FEW
     if -comparison.difference <= LOSS and -comparison.low <= WORST:
         return KEEPS
-    return LOSES if comparison.high < 0 else OPEN
+    return LOSES if comparison.difference < 0 and comparison.p < comparison.alpha else OPEN
 
 
 def variants(answers: Mapping[str, Sequence[np.ndarray]], base: str) -> list[Comparison]:
@@ -55,6 +55,27 @@ def variants(answers: Mapping[str, Sequence[np.ndarray]], base: str) -> list[Com
     """
     tables = {name: np.array(seeds, dtype=float) for name, seeds in answers.items()}
     rows = [paired(table - tables[base], (name, base)) for name, table in tables.items() if name != base]
+    return corrected(rows)
+
+
+def onward(runs: Sequence[Run], base: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Return each run with the one of ``base`` that it set out from; nothing unless all of them did."""
+    before = {run.key: run for run in base}
+    keys = [(start := run.recipe.init_from) and start.key(run.seed, run.data["fingerprint"]) for run in runs]
+    return [(run, before[key]) for run, key in zip(runs, keys, strict=True)] if {*keys} <= before.keys() else []
+
+
+def versus(table: Mapping[str, Sequence[Run]], base: str) -> list[Comparison]:
+    """Compare recipes with ``base``, in order: those whose runs set out from its runs seed by seed, as :func:`variants`
+    does, others as independent trainings.
+    """
+    rows = []
+    for label, runs in table.items():
+        if pairs := onward(runs, table[base]):
+            change = np.array([run.correct.astype(float) - start.correct for run, start in pairs])
+            rows.append(paired(change, (label, base)))
+        elif label != base:
+            rows.append(compare([run.correct for run in runs], [run.correct for run in table[base]], (label, base)))
     return corrected(rows)
 
 

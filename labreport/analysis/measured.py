@@ -46,14 +46,27 @@ def measured(
     runs = sorted({group[0].key for group in study.runs.values() if group} if keys is None else keys)
     file = f"{study.section}-{name}.json"
     published = study.profile == "published" or keys is not None
-    if published and (found := _read(results_dir() / "measured" / file, runs)) is not None:
+    if published and (found := already(file, runs)) is not None:
         return found
-    values = measure() | {"machine": describe(torch.device("cpu")), "device": describe(pick())}
-    story = {"runs": runs, "values": values}
-    folder = runs_dir() / "measured" / study.profile
-    folder.mkdir(parents=True, exist_ok=True)
+    return keep(runs_dir() / "measured" / study.profile / file, runs, measure())
+
+
+def already(file: str, runs: Sequence[str]) -> dict[str, Any] | None:
+    """Return the published measurement of this file name, or None where there is none of just these runs' keys.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _read(results_dir() / "measured" / file, sorted(runs))
+
+
+def keep(path: Path, runs: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
+    """Write a measurement made here on the runs of these keys; return it as :func:`measured` does."""
+    here = {"machine": describe(torch.device("cpu")), "device": describe(pick())}
+    story = {"runs": sorted(runs), "values": values | here}
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(story, ensure_ascii=False, default=_packed, allow_nan=False)
-    write_atomic(folder / file, text.encode())
+    write_atomic(path, text.encode())
     return dict(json.loads(text, object_hook=_unpacked)["values"])  # as a reader of the file will see them
 
 
