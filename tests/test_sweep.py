@@ -155,7 +155,11 @@ def test_a_pre_training_is_paid_once_a_seed():
     improved = RECIPES["original-improved"]
     twin = improved.but(name="twin", lr=1e-3)
     alone, both = (prices([Job(r, 0, 1, "") for r in todo], 100, 1e12)[1] for todo in ([improved], [improved, twin]))
-    assert both == pytest.approx(alone * (1 + 501 / 1001))
+    cost = costs([Job(improved, 0, 1, "")])
+    own, before = 501 * cost["original-improved"], 500 * cost["original-pretrain"]
+    assert both == pytest.approx(alone * (1 + own / (own + before)))
+    # the autoencoder has no classifier, whose first layer alone takes (64 * 256)^2 / 2 products
+    assert cost["original-improved"] - cost["original-pretrain"] == pytest.approx((64 * 256) ** 2, rel=0.05)
 
 
 def test_the_tiers_that_fit_are_affordable():
