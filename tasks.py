@@ -57,6 +57,7 @@ CIFAR_VIT_RUNS（训练结果所在的文件夹）、CIFAR_VIT_CACHE（解码后
 def main(arguments=None):
     """Run one task and return its exit status."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = lambda message: sys.exit(stop(f"参数不完整或不认识（{message}）：请用 `python3 tasks.py help` 查看用法。"))
     parser.add_argument("task", nargs="?", default="help")
     parser.add_argument("-h", "--help", dest="task", action="store_const", const="help")
     parser.add_argument("--profile", default=os.environ.get("PROFILE") or "auto")
@@ -225,6 +226,11 @@ def handin(options):
     reports = [path for path in (BUILD / "report.pdf", BUILD / "report.html") if path.is_file()]
     if not reports:
         return stop("还没有报告：请先运行 `make report`（或 `python3 tasks.py report`）。")
+    names = ROOT / "report" / "members.yml"
+    if names.stat().st_mtime > min(path.stat().st_mtime for path in reports):
+        return stop(f"成员表 {names.name} 比报告新，报告里还是原来的名字：请先运行 `make report`。")
+    if "组员甲" in names.read_text("utf-8"):
+        say("注意：report/members.yml 里还是示例的名字“组员甲”，报告上也是。")
     target = BUILD / "cifar-vit-handin.zip"
     temporary = target.with_suffix(".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:

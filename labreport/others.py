@@ -71,7 +71,7 @@ def on_validation(runs: Iterable[Run]) -> dict[str, Run]:
     Those are runs of benchmarks/trial.py on all the training images but that tenth, at the recipes' own lengths. The
     mean of the classes' recalls orders them: it is what the balanced test set will ask for.
     """
-    found = {}
+    found: dict[str, Run] = {}
     for run in runs:
         whole = run.data["train_images"] + run.data["test_images"] == sum(TRAIN_COUNTS)
         same = run.name in RECIPES and RECIPES[run.name].spec() == run.recipe.spec()

@@ -19,6 +19,7 @@ from vitlib.augment import (
     shift_and_flip,
     to_float,
 )
+from vitlib.errors import UserError
 from vitlib.resize import resized_crop
 
 EVERYTHING = {
@@ -321,3 +322,12 @@ def test_draws_are_the_same_on_every_machine():
     assert draws.order.tolist() == [3, 0, 5, 4, 2, 1]
     torch.testing.assert_close(draws.table[1, :3], torch.tensor([0.15039283, 0.77411693, 0.52263778]))
     assert draws.mix(1).randint(1000, size=3).tolist() == [442, 355, 126]
+
+
+@pytest.mark.parametrize(
+    "switch", [{"crop": 2.7}, {"flip": "False"}, {"erase": "x"}, {"resized_crop": "ab"}, {"crop": -1}]
+)
+def test_a_switch_of_a_wrong_type_is_refused_and_not_rounded(switch):
+    (name,) = switch
+    with pytest.raises(UserError, match=name):
+        Augment(**switch)

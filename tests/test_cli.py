@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from toy import CPU, PLAIN, VIT
 
-from vitlib import __version__, cli, evaluate, plans, recipes, store, weights
+from vitlib import __version__, checkpoint, cli, evaluate, plans, recipes, store, weights
 from vitlib.data import load, load_images
 from vitlib.data.names import CIFAR10_CHINESE, CIFAR10_ENGLISH
 from vitlib.plans import Entry, Profile
@@ -165,17 +165,21 @@ WRONG = [
     ("train tiny --speed 9", "不认识的参数：--speed 9"),
     ("train tiny --seed x", "--seed 的值 'x' 不合要求"),
     ("train tiny --seed", "--seed 后面缺少值"),
-    ("train tny", r"tny.*tiny"),
+    ("train tny", r"tny 的配方，是不是想写 tiny"),
+    ("train tiny --data DATA --images 0", "--images 的值 '0' 不合要求"),
+    ("sweep 9.9 --seeds 0", "--seeds 的值 '0' 不合要求"),
+    ("sweep 9.9 --tier -1", "--tier"),
+    ("sweep 9.9 --workers 0", "--workers"),
     ("train tiny --data DATA --epochs -3", "epochs=-3"),
     ("train tiny --data DATA --images 1", "1 张"),
     ("train tiny --data HERE/nowhere", "nowhere"),
     ("train tiny --data nothing", "nothing"),
-    ("train tiny --data DATA --epochs 0 --save HERE/no/where/w.safetensors", "检查路径"),
+    ("train tiny --data DATA --save FILE/w.safetensors", "不能写入"),
     ("sweep 7.7 --profile tiny --data DATA", r"7\.7.*2\.1"),
     ("sweep 9.9 --profile huge --data DATA", r"huge.*quick"),
     ("sweep 9.9 --profile tiny --data DATA --budget soon", r"soon.*9m"),
     ("sweep 9.9 --profile tiny --data DATA --budget -1m", "--budget"),
-    ("sweep 9.9 --profile tiny --data DATA --budget 0s --export FILE/out", "检查路径"),
+    ("sweep 9.9 --profile tiny --data DATA --export FILE/out", "不能写入"),
     ("runs import", "sweep --export"),
     ("runs import HERE/nowhere", "nowhere"),
     ("runs export", "'export'"),
@@ -208,6 +212,36 @@ def test_an_error_is_one_chinese_sentence_on_standard_error(line, message, pictu
     errors = [text for text in captured.err.splitlines() if text.startswith("错误：")]
     assert len(errors) == 1 and re.search(message, errors[0]), captured.err
     assert CHINESE.search(errors[0]) and errors[0][-1] in "。"
+
+
+def test_nothing_is_trained_for_a_place_that_cannot_be_written(pictures, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file.txt").write_text("no folder")
+    monkeypatch.setattr("vitlib.store.Trainer", None)
+    monkeypatch.setattr("benchmarks.bench.run", None)
+    place = ["--data", str(pictures), "--save", str(tmp_path / "file.txt" / "w.safetensors")]
+    assert cli.main(["train", "tiny", *place]) == 2
+    for command in ("bench", "speedrun"):
+        assert cli.main([command, "--data", str(pictures), "--out", str(tmp_path / "file.txt" / "a" / "b.json")]) == 2
+    assert capsys.readouterr().err.count("不能写入") == 3 and not (tmp_path / "runs").exists()
+
+
+def test_what_is_not_installed_is_named_and_a_fault_of_ours_is_not_hidden(monkeypatch, capsys, pictures):
+    def lack(name):
+        def load(*args, **kwargs):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr("vitlib.data.load", load)
+        return cli.main(["data", str(pictures)])
+
+    assert lack("onnx") == 2 and "onnx 没有安装" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        lack("vitlib.nothing")
+
+
+def test_a_data_folder_that_the_variable_names_wrongly_names_the_variable(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CIFAR_VIT_DATA", str(tmp_path / "nowhere"))
+    assert cli.main(["data"]) == 2
+    assert "CIFAR_VIT_DATA" in (told := capsys.readouterr().err) and "nowhere" in told
 
 
 def test_an_interrupt_is_no_trace(monkeypatch, capsys, pictures):
@@ -252,7 +286,13 @@ def test_train_then_runs(document, vitlib, pictures, tmp_path):
     assert document("train", "tiny", "--data", pictures, "--seed", 4, "--epochs", 3) == run  # not trained again
     listed = document("runs")
     assert listed == {"runs": [run]}
-    assert f"{run['accuracy']:.2%}" in vitlib("runs") and "种子 4" in vitlib("runs")
+    assert f"{run['accuracy']:.2%}" in (told := vitlib("runs")) and "种子 4" in told and "folder 33 张" in told
+
+
+def test_training_says_on_what(pictures, capsys):
+    assert cli.main(["train", "tiny", "--data", str(pictures), "--images", "9", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "数据：自备图像" in captured.err and "抽取的子集" in captured.err and json.loads(captured.out)
 
 
 def test_no_runs_are_an_empty_list(document):
@@ -271,6 +311,24 @@ def test_trained_weights_can_be_saved_and_used(document, pictures, tmp_path):
     assert result["images"] == 45 and set(result["per_class"]) == {"红", "绿", "蓝"}
     trained = load_trained(str(tmp_path / "mine.safetensors"))
     assert trained.story["key"] == run["key"] and trained.recipe.name == "tiny"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions there")
+def test_saved_weights_may_be_read_by_whom_other_files_may(document, pictures, tmp_path):
+    (tmp_path / "other").touch()
+    document("train", "tiny", "--data", pictures, "--save", tmp_path / "new" / "mine.safetensors")
+    modes = [path.stat().st_mode for path in (tmp_path / "new" / "mine.safetensors", tmp_path / "other")]
+    assert modes[0] == modes[1]
+
+
+def test_weights_of_another_version_are_refused_by_name(document, pictures, tmp_path, capsys):
+    path = tmp_path / "mine.safetensors"
+    document("train", "tiny", "--data", pictures, "--save", path)
+    tensors, story = checkpoint.load(path)
+    for recipe in ("x", story["recipe"] | {"future": 1}):
+        checkpoint.save(path, tensors, story | {"recipe": recipe})
+        assert cli.main(["evaluate", str(path), "--data", str(pictures)]) == 2
+        assert "mine.safetensors" in capsys.readouterr().err
 
 
 def test_sweep_trains_exports_and_imports(document, vitlib, pictures, tmp_path, monkeypatch):

@@ -215,6 +215,8 @@ def test_half_precision_logits_lose_nothing_but_their_own_rounding(case, seed, h
         ("ldam", COUNTS, {"scale": 0}, "大于 0"),
         ("cross_entropy", COUNTS, {"keep": 0}, "keep"),
         ("cross_entropy", COUNTS, {"beta": 1}, "beta"),
+        ("cross_entropy", COUNTS, {"beta": "0.9"}, "beta"),
+        ("cross_entropy", COUNTS, {"keep": "0.5"}, "keep"),
         ("cross_entropy", (5, 0), {}, "某一类"),
     ],
 )

@@ -264,18 +264,6 @@ def test_each_knob_has_a_panel_and_all_share_the_vertical_axis():
         panels.knob_curves({})
 
 
-def test_accuracy_stands_against_every_cost():
-    costs = {"GFLOPs": [0.4, 0.3, 0.2], "吞吐量 / （张 / 秒）": [100, 120, 150]}
-    fig = panels.against(costs, [0.9, 0.88, 0.7], ["r = 0", "r = 4", "r = 8"])
-    for ax, values in zip(fig.axes, costs.values(), strict=True):
-        drawn = ax.collections[0].get_offsets()
-        np.testing.assert_allclose(drawn, np.c_[values, [90, 88, 70]])
-    assert legend_words(fig) == ["", "r = 0", "r = 4", "r = 8"]
-    assert_no_text_overlaps(fig)
-    with pytest.raises(UserError, match="个数为 2、1、2"):
-        panels.against({"GFLOPs": [1, 2]}, [0.5], ["a", "b"])
-
-
 def test_merged_patches_show_their_mean_and_white_lines_between():
     image = np.zeros((1, 3, 4, 4), np.uint8)
     image[0, :, :2, :2], image[0, :, :2, 2:], image[0, :, 2:] = 60, 20, 100

@@ -319,6 +319,7 @@ def project(root):
         "vitlib/data/sets.py",
         "docs/report.png",
         "report/weights/best.safetensors",
+        "report/members.yml",
     ]
     unwanted = ["data/0/1.jpg", "mine/cat/1.JPG", "CIFAR10_balance.zip", ".git/config", ".venv/x.py", "build/runs/1.json",
                 "vitlib/__pycache__/a.pyc", "dist/a.whl"]  # fmt: skip
@@ -338,6 +339,24 @@ def test_hand_in_holds_report_and_code_but_no_images(tasks, capsys):
     with zipfile.ZipFile(tasks.BUILD / "cifar-vit-handin.zip") as archive:
         names = set(archive.namelist())
     assert names == {"cifar-vit/report.html", "cifar-vit/report.pdf"} | {f"cifar-vit/code/{name}" for name in wanted}
+
+
+def test_hand_in_packs_no_report_with_names_of_before(tasks, capsys):
+    project(tasks.ROOT)
+    (tasks.BUILD / "report.html").write_text("html")
+    members = tasks.ROOT / "report/members.yml"
+    members.write_text("- name: 组员甲", "utf-8")
+    os.utime(members, (2e9, 2e9))  # later than the report
+    assert tasks.main(["handin"]) == 2 and "make report" in capsys.readouterr().err
+    assert not (tasks.BUILD / "cifar-vit-handin.zip").exists()
+    os.utime(members, (1e9, 1e9))
+    assert tasks.main(["handin"]) == 0 and "示例的名字" in capsys.readouterr().out
+
+
+def test_a_wrong_option_is_told_in_chinese(tasks, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tasks.main(["report", "--profile"])
+    assert "help" in (told := capsys.readouterr().err) and "参数" in told
 
 
 def test_clean_keeps_what_took_hours_unless_told(tasks):

@@ -1,4 +1,4 @@
-"""Small vision transformers on class-imbalanced CIFAR-10: model, losses, data, training and report."""
+"""Small vision transformers on class-imbalanced CIFAR-10: model, losses, data and training."""
 
 from typing import TYPE_CHECKING
 

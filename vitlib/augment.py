@@ -7,7 +7,6 @@ were, a resumed run repeats them, and CPU and GPU see the same pictures.
 Letters: B images of a batch, C channels, H height, W width, K classes.
 """
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlib import policy
-from vitlib.errors import UserError
+from vitlib.errors import UserError, nearest
 from vitlib.policy import LUMA
 from vitlib.resize import resized_crop
 from vitlib.rng import derive, generator
@@ -68,13 +67,19 @@ class Augment:
         known: dict[str, Any] = {item.name: item.default for item in fields(self)}
         for name in switches:
             if name not in known:
-                near = difflib.get_close_matches(name, list(known), n=1)
-                hint = f"是不是想写 {near[0]}？" if near else ""
-                raise UserError(f"没有叫 {name} 的数据增强。{hint}可用的开关：{'、'.join(known)}。")
+                raise UserError(f"没有叫 {name} 的数据增强{nearest(name, known)}可用的开关：{'、'.join(known)}。")
         for name, default in known.items():
             value = switches.get(name, default)
             if value is not None:
-                value = tuple(map(float, value)) if default is None else type(default)(value)
+                try:
+                    kept = tuple(map(float, value)) if default is None else type(default)(value)
+                except (TypeError, ValueError):
+                    kept = None
+                if kept is None or (
+                    default is not None and kept != value
+                ):  # "False" is no False, 2.7 no number of pixels
+                    raise UserError(f"数据增强的开关 {name}={value!r} 不合要求：它的类型不对。")
+                value = kept
             object.__setattr__(self, name, value)
         self._check()
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,37 @@ from torch import Tensor
 from vitlib.errors import UserError
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary neighbour and a rename; on failure nothing is left behind."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary neighbour of ``path`` to write to and rename it at the end; on failure nothing is left behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file at once or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], story: Mapping[str, Any]) -> None:
     """Write tensors of any dtype and a JSON-able story to ``path``; raises OSError when the disk is full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # tied or sliced storage is refused by safetensors, hence contiguous copies on the CPU
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        # tied or sliced storage is refused by safetensors, hence contiguous copies on the CPU
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata={"story": json.dumps(story)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the user's umask has it; safetensors keeps others out
+            save_file(plain, temporary, metadata={"story": json.dumps(story)})
+            temporary.chmod(mode)
     except SafetensorError as error:  # its I/O errors are not OSErrors
         raise OSError(f"{path}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def load(path: Path, story_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:

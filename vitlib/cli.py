@@ -11,7 +11,7 @@ from typing import Any
 
 from vitlib import __version__, commands
 from vitlib.errors import UserError
-from vitlib.parser import Parser
+from vitlib.parser import Parser, positive
 
 
 def build_parser() -> Parser:
@@ -32,8 +32,10 @@ def build_parser() -> Parser:
             help="auto（默认）、course、cifar10、cifar10-lt、synthetic，或一个文件夹、zip 的路径",
         )  # fmt: skip
         if cut:
-            sub.add_argument("--images", type=int, metavar="张数", help="只用这么多训练图像（按类别比例抽取）")
-            sub.add_argument("--epochs", type=int, metavar="轮数", help="训练轮数，代替配方自己的；微调取其五分之一")
+            sub.add_argument("--images", type=positive, metavar="张数", help="只用这么多训练图像（按类别比例抽取）")
+            sub.add_argument(
+                "--epochs", type=int, metavar="轮数", help="训练轮数，代替配方自己的；微调取其五分之一"
+            )
 
     sub = command("data", commands.show_data, "检查并描述数据")
     sub.add_argument("source", nargs="?", default="auto", metavar="来源", help="同其他子命令的 --data，默认 auto")
@@ -49,11 +51,11 @@ def build_parser() -> Parser:
     sub = command("sweep", commands.sweep, "训练一份计划里还缺的运行")
     sub.add_argument("plan", metavar="计划", help="2.1、2.2、2.3、2.4 或 all")
     sub.add_argument("--profile", default="quick", metavar="档位", help="smoke、quick（默认）、hours、full 或 auto")
-    sub.add_argument("--seeds", type=int, metavar="个数", help="种子个数，代替档位自己的")
-    sub.add_argument("--tier", type=int, metavar="层", help="只做到第几层（--dry-run 列出各层）")
+    sub.add_argument("--seeds", type=positive, metavar="个数", help="种子个数，代替档位自己的")
+    sub.add_argument("--tier", type=positive, metavar="层", help="只做到第几层（--dry-run 列出各层）")
     sub.add_argument("--budget", metavar="时间", help="用完就干净地停下，如 90s、9m、2h")
     sub.add_argument(
-        "--workers", type=int, default=1, metavar="个数", help="几个进程同时训练（GPU 上的小模型），默认 1"
+        "--workers", type=positive, default=1, metavar="个数", help="几个进程同时训练（GPU 上的小模型），默认 1"
     )
     sub.add_argument("--export", type=Path, metavar="文件夹", help="把结果打包成至多 8 个文件，供 runs import 导入")
     sub.add_argument("--publish", action="store_true", help="把记录发布到 report/results/")
@@ -69,7 +71,7 @@ def build_parser() -> Parser:
     sub.add_argument("--data", required=True, metavar="路径", help="文件夹或 zip；类别以编号或名字命名")
 
     sub = command("predict", commands.predict, "识别图像")
-    sub.add_argument("images", nargs="+", type=Path, metavar="图像", help="图像文件，大小和格式不限")
+    sub.add_argument("images", nargs="+", type=Path, metavar="图像", help="图像文件，JPEG、PNG、WEBP 或 BMP，大小不限")
     sub.add_argument("--model", default="best", metavar="模型", help="已发布的名字或权重文件，默认 best")
 
     sub = command("bench", commands.bench, "与其他实现比较速度（需要源码仓库和 bench 附加依赖）")
@@ -79,7 +81,7 @@ def build_parser() -> Parser:
     data_options(sub, cut=False)
 
     sub = command("speedrun", commands.speedrun, "从内存中的图像到评估完毕的模型，达到目标准确率要多久（需要源码仓库）")
-    sub.add_argument("--seeds", type=int, default=3, metavar="个数", help="种子个数，默认 3")
+    sub.add_argument("--seeds", type=positive, default=3, metavar="个数", help="种子个数，默认 3")
     sub.add_argument("--target", type=float, nargs="*", metavar="准确率", help="只做这些目标，如 0.867")
     sub.add_argument("--out", type=Path, metavar="文件", help="把全部数值写成 JSON 文件")
     data_options(sub)
@@ -117,10 +119,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"错误：{error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"错误：系统拒绝读写（{error}）；请检查路径、权限和剩余空间。", file=sys.stderr)
+        from vitlib.data.tree import reason
+
+        where = f"{error.filename} " if error.filename else ""
+        print(f"错误：系统拒绝读写：{where}{reason(error)}；请检查路径、权限和剩余空间。", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith(("vitlib", "labreport", "benchmarks")):
+            raise
+        print(f"错误：这个子命令要用的 {error.name} 没有安装；请照 README 安装环境（make setup）。", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("已中断；训练到的地方存有检查点，再次运行会接着做。", file=sys.stderr)
+        print("已中断；若在训练，再次运行会从上一个检查点接着做。", file=sys.stderr)
         return 130
     return 0
 

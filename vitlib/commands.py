@@ -6,6 +6,7 @@ libraries can train.
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def show_data(options: argparse.Namespace) -> dict[str, Any]:
         for row in facts["classes"]:
             print(f"  {row['id']}  {row['name']}\t训练 {row['train']:>6,}\t测试 {row['test']:>6,}")
         print(
-            f"  合计\t训练 {facts['train_images']:>6,}\t测试 {facts['test_images']:>6,}\t不平衡度 {facts['imbalance']:.2f}"
+            f"  合计\t训练 {facts['train_images']:>6,}\t测试 {facts['test_images']:>6,}\t不平衡因子 {facts['imbalance']:.2f}"
         )
     for line in [*facts["warnings"], *facts["skipped"]]:
         print(f"注意：{line}", file=sys.stderr)
@@ -43,10 +44,12 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib.weights import save_weights
 
     recipe = recipe_named(options.recipe)
+    _ready(options.save)
     epochs = () if options.epochs is None else tuple((model, options.epochs) for model in ("original", "vit"))
     profile = Profile("train", options.images, None, epochs)
     run = Store().get(profile.fit(recipe), options.seed, _load(options), weights=options.save is not None)
     if options.save:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
         save_weights(options.save, run.load_state(), run.record, half=options.half)
     return _tell([run.summary], options)[0]
 
@@ -60,6 +63,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
 
     given = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds, "tier": options.tier}
     budget = _seconds(options.budget)
+    _ready(options.export and options.export / "any")
     data, store = _load(options, cut=False), Store()
     profile = resolve(options.profile, data, **given)
     todo, data = plans.jobs(options.plan, profile), profile.cut(data)
@@ -164,6 +168,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Measure speed against the peers."""
     _need_checkout()
+    _ready(options.out)
     from benchmarks.bench import run, tell
     from vitlib.device import pick
 
@@ -175,6 +180,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 def speedrun(options: argparse.Namespace) -> dict[str, Any]:
     """Time the way to an accuracy."""
     _need_checkout()
+    _ready(options.out)
     from benchmarks.speedrun import plan, run, tell
     from vitlib.device import pick
 
@@ -193,20 +199,30 @@ def _need_checkout() -> None:
 def _measured(
     found: dict[str, Any], tell: Callable[[dict[str, Any]], None], options: argparse.Namespace
 ) -> dict[str, Any]:
+    if not options.json:
+        tell(found)
     if options.out:
         from vitlib.checkpoint import write_atomic
 
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(options.out, json.dumps(found, ensure_ascii=False).encode())
-    if not options.json:
-        tell(found)
     return found
 
 
 def _load(options: argparse.Namespace, cut: bool = True) -> Any:
     from vitlib.data import load
 
-    data = load(options.data)
-    return data.subset(options.images) if cut and getattr(options, "images", None) is not None else data
+    data = load(options.data).subset(getattr(options, "images", None) if cut else None)
+    for line in (f"数据：{data.provenance}。", *(f"注意：{warning}" for warning in data.warnings)):
+        print(line, file=sys.stderr)
+    return data
+
+
+def _ready(path: Path | None) -> None:
+    """Refuse a place where nothing can be written before the work, not after it."""
+    nearest = path and next(folder for folder in path.absolute().parents if folder.exists())
+    if nearest and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"{nearest} 里不能写入，{path} 存不下来；请换一个位置，或检查权限。")
 
 
 def _seconds(text: str | None) -> float | None:
@@ -224,6 +240,6 @@ def _tell(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[
             accuracy = "没有准确率" if row["accuracy"] is None else f"测试准确率 {row['accuracy']:.2%}"
             failed = f"，失败：{row['failed']}" if row["failed"] else ""
             print(
-                f"{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{row['train_images']:,} 张\t{accuracy}{failed}"
+                f"{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{row['data']} {row['train_images']:,} 张\t{accuracy}{failed}"
             )
     return rows

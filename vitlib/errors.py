@@ -1,5 +1,8 @@
 """The exceptions that a user is meant to see."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input or an unusable machine, told in one clear Chinese sentence.
@@ -11,3 +14,9 @@ class UserError(Exception):
 
 class FailedRun(UserError):
     """A run that others start from or imitate came to a number that is not finite, and has no weights."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return how an error goes on: with the known word that was perhaps meant, or with none."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"，是不是想写 {close[0]}？" if close else "。"

@@ -4,7 +4,6 @@
 least, so half-precision logits are safe. Targets are class numbers, int64 (B,), or probabilities, (B, K).
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlib.errors import UserError
+from vitlib.errors import UserError, nearest
 
 
 class CrossEntropy(nn.Module):
@@ -179,13 +178,13 @@ def build_loss(
     for argument in args:
         if argument not in valid:
             raise UserError(
-                f"损失“{name}”没有参数“{argument}”{_nearest(argument, valid)}可用的参数：{'、'.join(valid)}。"
+                f"损失“{name}”没有参数“{argument}”{nearest(argument, valid)}可用的参数：{'、'.join(valid)}。"
             )
         _check(isinstance(args[argument], int | float), argument, args[argument], "须为一个数")
     _check(weighting in WEIGHTINGS, "weighting", weighting, f"须为 {'、'.join(WEIGHTINGS)} 之一")
     _check(mining in MININGS, "mining", mining, f"须为 {'、'.join(MININGS)} 之一")
-    _check(0 <= beta < 1, "beta", beta, "须在 [0, 1) 之内")
-    _check(0 < keep <= 1, "keep", keep, "须在 (0, 1] 之内")
+    _check(isinstance(beta, int | float) and 0 <= beta < 1, "beta", beta, "须在 [0, 1) 之内")
+    _check(isinstance(keep, int | float) and 0 < keep <= 1, "keep", keep, "须在 (0, 1] 之内")
     if not class_counts or min(class_counts) <= 0:
         raise UserError(f"各类的训练图像数须为正数，而给出的是 {list(class_counts)}：请检查训练集是否缺少某一类。")
     counts = torch.tensor(class_counts, dtype=torch.float64)  # beta^N is lost in single precision
@@ -198,7 +197,7 @@ def loss_defaults(name: str) -> dict[str, Any]:
     Raises UserError for an unknown name.
     """
     if name not in LOSSES:
-        raise UserError(f"没有名为“{name}”的损失{_nearest(name, LOSSES)}可用的损失：{'、'.join(LOSSES)}。")
+        raise UserError(f"没有名为“{name}”的损失{nearest(name, LOSSES)}可用的损失：{'、'.join(LOSSES)}。")
     parameters = [*inspect.signature(LOSSES[name]).parameters.values()]
     parameters += inspect.signature(build_loss).parameters.values()
     return {item.name: item.default for item in parameters if item.default is not inspect.Parameter.empty}
@@ -207,8 +206,3 @@ def loss_defaults(name: str) -> dict[str, Any]:
 def _check(valid: bool, name: str, value: object, rule: str) -> None:
     if not valid:
         raise UserError(f"损失的参数 {name}={value!r} 无效：{rule}。")
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"，是否想写“{close[0]}”？" if close else "。"

@@ -13,6 +13,13 @@ MESSAGES = (  # argparse's own errors, told in Chinese
 )
 
 
+def positive(text: str) -> int:
+    """Return a whole number from 1 on; raises ValueError, as argparse wants it, for another."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with Chinese headings."""
 

@@ -89,9 +89,7 @@ class Profile:
 
     def cut(self, data: Dataset) -> Dataset:
         """Return the data set with this profile's numbers of images."""
-        train = None if self.images is None or self.images >= len(data.train) else self.images
-        test = None if self.test_images is None or self.test_images >= len(data.test) else self.test_images
-        return data if train is None and test is None else data.subset(train, test)
+        return data.subset(self.images, self.test_images)
 
 
 PROFILES = {

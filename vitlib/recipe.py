@@ -5,7 +5,6 @@ key. A default therefore never changes and a new field defaults to the behaviour
 old records stay valid when a switch is added.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
 from vitlib.augment import Augment
-from vitlib.errors import UserError
+from vitlib.errors import UserError, nearest
 from vitlib.losses import build_loss, loss_defaults
 from vitlib.models import check_arguments, model_defaults
 from vitlib.objectives import OBJECTIVES, Distill
@@ -159,9 +158,7 @@ class Recipe:
         known = [spec.name for spec in fields(self)]
         for name, value in changes.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"是不是想写 {near[0]}？" if near else ""
-                raise UserError(f"配方没有叫 {name} 的字段。{hint}可用的字段：{'、'.join(known)}。")
+                raise UserError(f"配方没有叫 {name} 的字段{nearest(name, known)}可用的字段：{'、'.join(known)}。")
             if name in ("model_args", "augment", "loss_args", "distill", "posthoc"):
                 merged = {**getattr(self, name), **value}
                 changes[name] = {key: item for key, item in merged.items() if item is not None}

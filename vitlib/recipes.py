@@ -5,7 +5,7 @@ Comments state the source and the reason; accuracies are in the records, never h
 
 from typing import Any
 
-from vitlib.errors import UserError
+from vitlib.errors import UserError, nearest
 from vitlib.recipe import Recipe
 
 BRIEF, HOURS, FULL = range(3)  # what a run takes: a processor's minutes, a processor's hours, a GPU
@@ -212,5 +212,5 @@ def recipe_named(name: str) -> Recipe:
     listed = [*RECIPES.values(), *(recipe for _, recipe, _ in METHODS), *dict(LADDER).values(), *map(without, STEPS)]
     known = {recipe.name: recipe for recipe in listed}
     if name not in known:
-        raise UserError(f"没有叫 {name} 的配方；可用的配方：{'、'.join(known)}。")
+        raise UserError(f"没有叫 {name} 的配方{nearest(name, known)}可用的配方：{'、'.join(known)}。")
     return known[name]

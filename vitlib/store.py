@@ -19,6 +19,7 @@ import torch
 
 from vitlib import checkpoint
 from vitlib.data import Dataset
+from vitlib.data.tree import reason
 from vitlib.device import autocast_dtype, describe, pick
 from vitlib.engine import Outcome, Trainer
 from vitlib.errors import UserError
@@ -95,7 +96,7 @@ class Store:
                 return self._publish_local(work, make_record(recipe, seed, data, device, outcome), outcome, weights)
         except OSError as error:
             raise UserError(
-                f"运行 {recipe.name} 的结果写不进 {self.root}（{error.strerror or error}）；"
+                f"运行 {recipe.name} 的结果写不进 {self.root}（{reason(error)}）；"
                 "请腾出空间或检查权限后重来，训练会从检查点继续。"
             ) from error
 

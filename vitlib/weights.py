@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vitlib import checkpoint
@@ -67,6 +66,6 @@ def load_trained(name: str) -> Trained:
         recipe = Recipe.from_spec(story["recipe"], story["name"])
         model = build_model(recipe, len(story["class_names"]), story["image_size"])
         model.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         raise UserError(f"{path} 不是本项目写出的权重文件，或与这一版的模型不符；请重新取得它。") from error
     return Trained(model.eval(), recipe, tuple(story["class_names"]), story["image_size"], story)

@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import seaborn as sns
 import torch
 from IPython.display import display
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from labreport.figures.pictures import WIDTH, attention
-from labreport.figures.plots import MARKERS, _curve_panel, _legend_below, _palette, confusion, curves
+from labreport.figures.plots import _curve_panel, confusion, curves
 from vitlib.augment import to_float
 from vitlib.errors import UserError
 
@@ -43,29 +41,6 @@ def knob_curves(groups: "Mapping[str, Mapping[str, Sequence[Run]]]", metric: str
         ax.remove()
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
-    return fig
-
-
-def against(costs: Mapping[str, Sequence[float]], accuracy: Sequence[float], labels: Sequence[str]) -> Figure:
-    """Accuracy (0-1) against one cost a panel, the settings joined in the order in which they are given.
-
-    ``costs``: label of the axis, with its unit, to one value a setting. Raises UserError when the numbers of
-    settings differ.
-    """
-    if {len(labels), len(accuracy), *map(len, costs.values())} != {len(labels)}:
-        sizes = "、".join(str(len(values)) for values in costs.values())
-        raise UserError(f"每个设置须有一个准确率和每种代价各一个值，而个数为 {len(labels)}、{len(accuracy)}、{sizes}。")
-    fig, axes = plt.subplots(1, len(costs), figsize=(WIDTH, 2.9), layout="constrained", squeeze=False, sharey=True)
-    percent = 100 * np.asarray(accuracy, dtype=float)
-    for ax, (name, values) in zip(axes[0], costs.items(), strict=True):
-        ax.plot(values, percent, color="0.75", linewidth=1, zorder=1)
-        sns.scatterplot(
-            x=list(values), y=percent, hue=list(labels), style=list(labels), palette=_palette(labels),
-            markers=list(MARKERS[: len(labels)]), s=45, ax=ax,
-        )  # fmt: skip
-        ax.xaxis.set_major_locator(MaxNLocator(4, prune="both"))  # no number meets the next panel's
-        ax.set(xlabel=name, ylabel="测试准确率 / %")
-    _legend_below(fig, list(axes[0]))
     return fig
 
 

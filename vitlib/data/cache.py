@@ -1,10 +1,7 @@
 """Decoded images on disk, so that the next load takes a fraction of a second."""
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from vitlib.checkpoint import write_atomic
 from vitlib.data.tree import reason
 from vitlib.errors import UserError
 from vitlib.paths import cache_dir
@@ -79,17 +77,10 @@ def _write(path: Path, pack: Pack) -> None:
         "note": torch.frombuffer(bytearray(note), dtype=torch.uint8),
         "digest": torch.frombuffer(bytearray(_digest(pack, note)), dtype=torch.uint8),
     }
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(safetensors.torch.save(tensors))
-        os.replace(partial, path)
+        write_atomic(path, safetensors.torch.save(tensors))
     except OSError as error:
-        if partial:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
         raise UserError(
             f"无法把解码后的图像（{pack.images.nbytes / 2**20:.0f} MiB）存入缓存文件夹 {path.parent}：{reason(error)}。"
             f"请腾出空间，或用环境变量 CIFAR_VIT_CACHE 另指定一个可以写入的文件夹。"

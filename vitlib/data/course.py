@@ -27,6 +27,8 @@ def find(place: Path | None = None) -> tuple[Path, Path] | None:
     for folder in [place] if place else data_dirs():
         if not chosen and not os.path.isdir(folder):
             continue  # data/ need not be there, a place that was named must
+        if chosen and not place and not os.path.isdir(folder):
+            raise UserError(f"环境变量 CIFAR_VIT_DATA 指的文件夹 {folder} 不存在。请改正这个变量，或去掉它。")
         names, chosen = listing(folder), None
         train, test = _first(names, TRAIN_NAMES), _first(names, TEST_NAMES)
         if train and test:

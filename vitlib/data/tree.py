@@ -33,6 +33,8 @@ REASONS = {
     errno.EDQUOT: "磁盘配额已用完",
     errno.EFBIG: "超出了允许的文件大小，空间不足",
     errno.ENOTDIR: "路径中有一段不是文件夹",
+    errno.EISDIR: "是一个文件夹",
+    errno.EEXIST: "已经存在",
 }
 
 

@@ -6,7 +6,6 @@ Letters in shapes: B images (any number), C channels, S side of an image, K clas
 import contextlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlib.augment import to_float
+from vitlib.checkpoint import replacing
 from vitlib.data import Dataset
 from vitlib.errors import UserError
 from vitlib.evaluate import predict
@@ -87,12 +87,8 @@ def write(proto: onnx.ModelProto, path: Path, story: dict[str, Any] | None = Non
     """Write an ONNX model at once or not at all, with its story where one is given."""
     if story is not None:
         onnx.helper.set_model_props(proto, {"story": json.dumps(story)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as temporary:
         onnx.save(proto, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

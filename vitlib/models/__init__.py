@@ -1,13 +1,12 @@
 """The models by name: ``create_model("vit", num_classes=10)``, as users of timm expect."""
 
-import difflib
 import inspect
 import typing
 
 from torch import nn
 
 from ..cost import Cost, count
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .a_vit import AdaptiveViT
 from .cnn import CNN
 from .dino import DINO
@@ -38,7 +37,7 @@ def model_defaults(name: str) -> dict[str, object]:
         UserError: there is no model of this name.
     """
     if name not in MODELS:
-        raise UserError(f"没有名为 {name} 的模型{_nearest(name, MODELS)}可用的模型：{'、'.join(MODELS)}。")
+        raise UserError(f"没有名为 {name} 的模型{nearest(name, MODELS)}可用的模型：{'、'.join(MODELS)}。")
     return {argument: default for argument, (default, _) in _arguments(MODELS[name]).items()}
 
 
@@ -73,17 +72,12 @@ def check_arguments(name: str, arguments: typing.Mapping[str, typing.Any]) -> No
     for argument in arguments:
         if argument not in defaults:
             raise UserError(
-                f"模型 {name} 没有参数 {argument}{_nearest(argument, defaults)}可用的参数：{'、'.join(defaults)}。"
+                f"模型 {name} 没有参数 {argument}{nearest(argument, defaults)}可用的参数：{'、'.join(defaults)}。"
             )
     known = _arguments(MODELS[name])
     for argument, value in arguments.items():
         if fault := _fault(argument, value, known[argument][1]):
             raise UserError(f"模型 {name} 的参数 {argument}={value!r} 不可用：{fault}。")
-
-
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"，是不是想写 {close[0]}？" if close else "。"
 
 
 def _fault(argument: str, value: typing.Any, kind: typing.Any) -> str | None:
@@ -118,5 +112,7 @@ def _check_together(given: dict[str, typing.Any]) -> None:
         raise UserError(f"small_side={given['small_side']} 不能被 patch_size={patch} 整除。")
     if given.get("pos") == "sincos" and width % 4:
         raise UserError(f"pos='sincos' 需要 d_model 是 4 的倍数，现在是 {width}。")
+    if given.get("stem") == "pooled" and width < 11:
+        raise UserError(f"stem='pooled' 需要 d_model 不小于 11，现在是 {width}：它的第一层只有 3/32 那么宽。")
     if (stem := given.get("stem")) in ("conv", "hybrid", "pooled") and (patch < 2 or patch & (patch - 1)):
         raise UserError(f"stem='{stem}' 的每一级把边长减半，需要 patch_size 是 2、4、8 等 2 的幂，现在是 {patch}。")
