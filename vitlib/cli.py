@@ -33,9 +33,7 @@ def build_parser() -> Parser:
         )  # fmt: skip
         if cut:
             sub.add_argument("--images", type=positive, metavar="张数", help="只用这么多训练图像（按类别比例抽取）")
-            sub.add_argument(
-                "--epochs", type=int, metavar="轮数", help="训练轮数，代替配方自己的；微调取其五分之一"
-            )
+            sub.add_argument("--epochs", type=int, metavar="轮数", help="训练轮数，代替配方自己的；微调取其五分之一")
 
     sub = command("data", commands.show_data, "检查并描述数据")
     sub.add_argument("source", nargs="?", default="auto", metavar="来源", help="同其他子命令的 --data，默认 auto")
@@ -125,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"错误：系统拒绝读写：{where}{reason(error)}；请检查路径、权限和剩余空间。", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if str(error.name).startswith(("vitlib", "labreport", "benchmarks")):
+        if str(error.name).partition(".")[0] == __package__:
             raise
         print(f"错误：这个子命令要用的 {error.name} 没有安装；请照 README 安装环境（make setup）。", file=sys.stderr)
         return 2
