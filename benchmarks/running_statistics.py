@@ -37,7 +37,10 @@ def norms(model: nn.Module) -> list[_BatchNorm]:
 
 @torch.no_grad()
 def take_anew(model: nn.Module, images: Tensor, normalize: str, batch_size: int = 500) -> None:
-    """Replace running statistics by the averages over batches of uint8 images (N, C, H, W); the weights stay."""
+    """Replace running statistics by the averages over batches of uint8 images (N, C, H, W); the weights stay.
+
+    Not ``torch.optim.swa_utils.update_bn``, which switches the dropout on too.
+    """
     model.eval()
     for norm in norms(model):
         norm.reset_running_stats()

@@ -313,7 +313,6 @@ def test_trained_weights_can_be_saved_and_used(document, pictures, tmp_path):
     assert trained.story["key"] == run["key"] and trained.recipe.name == "tiny"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no such permissions there")
 def test_saved_weights_may_be_read_by_whom_other_files_may(document, pictures, tmp_path):
     (tmp_path / "other").touch()
     document("train", "tiny", "--data", pictures, "--save", tmp_path / "new" / "mine.safetensors")
