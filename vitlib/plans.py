@@ -164,7 +164,7 @@ def _remedies() -> list[Entry]:
         out += [
             Entry(
                 f"IF {factor}：{label}", remedies.on_tail(recipe, factor), 9, factor=factor,
-                scope=FULL if factor != 100 else BRIEF if label in {"交叉熵", *remedies.FREE} else HOURS,
+                scope=BRIEF if factor == max(remedies.FACTORS) and label in {"交叉熵", *remedies.FREE} else HOURS,
             )
             for label, recipe in tail.items()
         ]  # fmt: skip
