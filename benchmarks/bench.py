@@ -108,7 +108,7 @@ def tell(found: dict[str, Any]) -> None:
         kind = "训练" if row["work"] == "train" else "推理"
         print(
             f"{kind:<6}{row['batch']:>5}  {row['model']:<16}{row['mode']:<16}{row['images_per_second']:>10,.1f}"
-            f"  {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]  {row['roofline']:.0%}"
+            f"  {row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]  {100 * row['roofline']:.0f} %"
         )
     steps = {
         (row["model"], row["mode"]): row["seconds"]

@@ -69,7 +69,7 @@ def compare(runs: Sequence[Run], data: Dataset) -> dict[str, Any]:
                 run.name,
                 run.seed,
                 way,
-                f"{values[way][-1].mean():.1%}",
+                f"{100 * values[way][-1].mean():.1f} %",
                 answers.bincount().tolist(),
                 values[variances][-1],
             )

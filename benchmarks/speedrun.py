@@ -76,9 +76,9 @@ def _timed(recipe: Recipe, seed: int, data: Dataset, device: torch.device) -> di
 def tell(found: dict[str, Any]) -> None:
     """Print a line a target."""
     for row in found["targets"]:
-        each = "、".join(f"{run['seconds']:.1f} 秒 {run['accuracy']:.2%}" for run in row["runs"])
+        each = "、".join(f"{run['seconds']:.1f} 秒 {100 * run['accuracy']:.2f} %" for run in row["runs"])
         verdict = "达到" if row["reached"] else "未达到"
         print(
-            f"目标 {row['target']:.1%}：配方 {row['recipe']}，{row['epochs']} 轮，{row['seeds']} 个种子，平均"
-            f" {row['seconds']:.1f} 秒，测试准确率 {row['accuracy']:.2%}，{verdict}（{each}；编译另计）"
+            f"目标 {100 * row['target']:.1f} %：配方 {row['recipe']}，{row['epochs']} 轮，{row['seeds']} 个种子，平均"
+            f" {row['seconds']:.1f} 秒，测试准确率 {100 * row['accuracy']:.2f} %，{verdict}（{each}；编译另计）"
         )

@@ -175,6 +175,7 @@ WRONG = [
     ("train tiny --data HERE/nowhere", "nowhere"),
     ("train tiny --data nothing", "nothing"),
     ("train tiny --data DATA --save FILE/w.safetensors", "不能写入"),
+    ("train tiny --data DATA --half", "同时给出 --save"),
     ("sweep 7.7 --profile tiny --data DATA", r"7\.7.*2\.1"),
     ("sweep 9.9 --profile huge --data DATA", r"huge.*quick"),
     ("sweep 9.9 --profile tiny --data DATA --budget soon", r"soon.*9m"),
@@ -286,7 +287,7 @@ def test_train_then_runs(document, vitlib, pictures, tmp_path):
     assert document("train", "tiny", "--data", pictures, "--seed", 4, "--epochs", 3) == run  # not trained again
     listed = document("runs")
     assert listed == {"runs": [run]}
-    assert f"{run['accuracy']:.2%}" in (told := vitlib("runs")) and "种子 4" in told and "folder 33 张" in told
+    assert f"{100 * run['accuracy']:.2f} %" in (told := vitlib("runs")) and "种子 4" in told and "folder 33 张" in told
 
 
 def test_training_says_on_what(pictures, capsys):

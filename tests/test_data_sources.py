@@ -31,7 +31,7 @@ def test_a_folder_without_parts_gives_a_fifth_of_each_class_to_the_test(tmp_path
     data = load(root)
     assert data.name == "folder" and data.class_names == ("狗", "猫", "鸟9", "鸟10")
     assert data.class_counts == (8,) * 4 and data.test.counts(4) == (2,) * 4
-    assert "20%" in data.provenance and "own" in data.provenance and str(tmp_path) not in data.provenance
+    assert "20 %" in data.provenance and "own" in data.provenance and str(tmp_path) not in data.provenance
     together = torch.cat([data.train.images, data.test.images]).flatten(1)
     assert len(together.unique(dim=0)) == 40  # no image in both
     assert load(root).fingerprint == data.fingerprint

@@ -44,6 +44,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib.weights import save_weights
 
     recipe = recipe_named(options.recipe)
+    if options.half and not options.save:
+        raise UserError("--half 说的是 --save 存下的权重；请同时给出 --save，或去掉 --half。")
     _ready(options.save)
     epochs = () if options.epochs is None else tuple((model, options.epochs) for model in ("original", "vit"))
     profile = Profile("train", options.images, None, epochs)
@@ -119,9 +121,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     images = load_images(Path(options.data), trained.class_names, image_size=trained.image_size)
     result = evaluate_images(trained, images)
     if not options.json:
-        print(f"准确率 {result['accuracy']:.2%}（{result['images']:,} 张图像）")
+        print(f"准确率 {100 * result['accuracy']:.2f} %（{result['images']:,} 张图像）")
         for name, value in result["per_class"].items():
-            print(f"  {name}\t{'没有图像' if value is None else f'{value:.2%}'}")
+            print(f"  {name}\t{'没有图像' if value is None else f'{100 * value:.2f} %'}")
     return result
 
 
@@ -133,7 +135,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     rows = predict_files(load_trained(options.model), options.images)
     if not options.json:
         for row in rows:
-            print(f"{row['image']}\t{row['class']}\t{row['confidence']:.1%}")
+            print(f"{row['image']}\t{row['class']}\t{100 * row['confidence']:.1f} %")
     return {"predictions": rows}
 
 
@@ -145,7 +147,8 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     data, out = _load(options, cut=False), options.out or Path(f"{Path(options.model).stem}.onnx")
     facts = export(load_trained(options.model), data, out, int8=options.int8)
     for row in [] if options.json else facts["files"]:
-        print(f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张图像中 {row['same_answers']:.2%} 答案相同")
+        same = f"{100 * row['same_answers']:.2f} %"
+        print(f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张图像中 {same} 答案相同")
     return facts
 
 
@@ -220,9 +223,9 @@ def _load(options: argparse.Namespace, cut: bool = True) -> Any:
 
 def _ready(path: Path | None) -> None:
     """Refuse a place where nothing can be written before the work, not after it."""
-    nearest = path and next(folder for folder in path.absolute().parents if folder.exists())
-    if nearest and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UserError(f"{nearest} 里不能写入，{path} 存不下来；请换一个位置，或检查权限。")
+    there = path and next(folder for folder in path.absolute().parents if folder.exists())
+    if there and not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"{there} 里不能写入，{path} 存不下来；请换一个位置，或检查权限。")
 
 
 def _seconds(text: str | None) -> float | None:
@@ -237,7 +240,7 @@ def _seconds(text: str | None) -> float | None:
 def _tell(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     if not options.json:
         for row in rows:
-            accuracy = "没有准确率" if row["accuracy"] is None else f"测试准确率 {row['accuracy']:.2%}"
+            accuracy = "没有准确率" if row["accuracy"] is None else f"测试准确率 {100 * row['accuracy']:.2f} %"
             failed = f"，失败：{row['failed']}" if row["failed"] else ""
             print(
                 f"{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{row['data']} {row['train_images']:,} 张\t{accuracy}{failed}"

@@ -280,7 +280,7 @@ class Trainer:
     def _shown(self) -> dict[str, str]:
         for column, label in (("val_accuracy", "验证"), ("test_accuracy", "测试")):
             if values := self.state.history.get(column):
-                return {label: f"{values[-1]:.1%}"}
+                return {label: f"{100 * values[-1]:.1f} %"}
         losses = self.state.history.get("train_loss")
         return {"损失": f"{losses[-1]:.4f}"} if losses else {}
 

@@ -42,7 +42,7 @@ def read_members(path: Path) -> dict[str, Any]:
             raise UserError(f"成员表 {path} 里 {member['name']} 的 share={part!r} 应是 0 到 100 的数（百分比）。")
         total += part
     if abs(total - 100) > 1e-6:
-        raise UserError(f"成员表 {path} 的分工比例加起来是 {total:g}%，应是 100%；请改正各人的 share。")
+        raise UserError(f"成员表 {path} 的分工比例加起来是 {total:g} %，应是 100 %；请改正各人的 share。")
     return {"course": content.get("course", ""), "members": members}
 
 

@@ -32,7 +32,7 @@ def make_pdf(html: str, pdf: Path, browser: str) -> int:
                 if not _fill_page_numbers(soup, document):
                     if (scale := shrunk_to(document)) < 0.95:
                         print(
-                            f"注意：有图表比页面宽，浏览器把 PDF 的全部内容缩到了 {scale:.0%}；请缩短它的列名或分成两张。",
+                            f"注意：有图表比页面宽，浏览器把 PDF 的全部内容缩到了 {100 * scale:.0f} %；请缩短它的列名或分成两张。",
                             file=sys.stderr,
                         )
                     # the structure that screen readers use is thousands of objects: half of an unpacked file

@@ -44,7 +44,7 @@ def load_folder(path: str | os.PathLike[str], size: int = 32, skip: bool = False
         whole = Dataset("folder", train, TestSet(train.images, train.labels), names, "", "")
         train, held_out = whole.split(TEST_FRACTION, SPLIT_SEED)
         test = TestSet(held_out.images, held_out.labels)
-        how = f"每类随机留出 {TEST_FRACTION:.0%} 作测试集（随机种子 {SPLIT_SEED}）"
+        how = f"每类随机留出 {100 * TEST_FRACTION:.0f} % 作测试集（随机种子 {SPLIT_SEED}）"
     where = f"自备图像“{tree.where.resolve().name}”，{len(names)} 类，{how}，缩放为 {size}×{size} 像素"
     return Dataset.of("folder", train, test, names, where, warnings, skipped)
 
