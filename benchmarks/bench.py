@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from benchmarks.datapath import images_per_second
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, build
 from benchmarks.roofline import Ceilings, ceilings, floor
 from benchmarks.short_run import compare
 from benchmarks.steps import AS_WRITTEN, MODES, WORK
@@ -20,6 +21,7 @@ from vitlib.augment import EpochDraws
 from vitlib.data import Dataset
 from vitlib.device import can_compile, describe
 from vitlib.engine import Trainer
+from vitlib.errors import UserError
 from vitlib.recipes import VIT
 
 BASELINE = ("timm", "fp32")  # what ratios are taken to
@@ -29,14 +31,24 @@ SMALL = {"train": (128,), "infer": (1, 128)}
 
 
 def run(
-    data: Dataset, device: torch.device, *, full: bool, seconds: float, models: Iterable[str] = PEERS
+    data: Dataset,
+    device: torch.device,
+    *,
+    full: bool,
+    seconds: float,
+    models: Iterable[str] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
-    """Measure everything and return it, JSON-able.
+    """Measure everything and return it, JSON-able; ``keep`` is given what there is after each group of cells.
 
     full: the whole grid (batches 1, 128 and 512, every model compiled); otherwise what a processor can do in a
     quarter of an hour: training at batch 128, inference at 1 and 128, and only ours and timm's compiled.
-    ``seconds`` is the time for each group of cells that take turns. ``data`` feeds the data path.
+    ``seconds`` is the time for each group of cells that take turns. ``data`` feeds the data path. A peer whose library
+    is missing is left out, and told; the baseline may not be.
     """
+    models, left_out = available(models or PEERS)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # "fp32" shall mean the same for convolutions and for products
     limits = ceilings(device)
     modes = {name: [m for m in MODES if not m.endswith("compile") or can_compile(device)] for name in models}
     if not full:
@@ -50,15 +62,40 @@ def run(
             if kind == "infer" and not full:
                 cells = [cell for cell in cells if not cell[1].endswith("compile")]
             rows += _group(kind, batch, cells, data, device, limits, seconds)
+            keep({"machine": describe(device), "cells": rows, "left_out": left_out})
     runs = (8_192, 5) if device.type == "cuda" else (1_024, 2)
     return {
         "machine": describe(device),
         "ceilings": {"flops": limits.flops, "bandwidth": limits.bandwidth},
         "cells": rows,
+        "left_out": left_out,
         "memory": {name: peak_bytes(name, "bf16", 128) for name in models},
         "data_path": images_per_second(data, device, seconds),
         "short_run": {"images": runs[0], "epochs": runs[1], **compare(*runs)},
     }
+
+
+def available(models: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return those of PEERS that can be built here, and those whose library is missing.
+
+    Raises UserError for an unknown name and where BASELINE's library is the missing one.
+    """
+    found: tuple[list[str], list[str]] = [], []
+    for name in models:
+        if name not in PEERS:
+            raise UserError(f"没有叫 {name} 的实现；可选：{'、'.join(PEERS)}。")
+        try:
+            with torch.device("meta"):
+                build(name)
+            found[0].append(name)
+        except UserError as error:
+            if name == BASELINE[0]:
+                raise
+            print(f"{name} 不参加比较：{error}", file=sys.stderr)
+            found[1].append(name)
+    if BASELINE[0] not in found[0]:
+        raise UserError(f"比较要以 {BASELINE[0]} 为基准，请把它也列上。")
+    return found
 
 
 def _group(
@@ -70,7 +107,9 @@ def _group(
     least = {mode: floor(WORK[kind]("ours", mode, batch, device), limits)[0] for mode in ("fp32", "bf16")}
     with TemporaryDirectory() as folder:
         if kind == "train":
-            tasks["engine", "bf16"] = _engine_step(data, batch, device, Path(folder))
+            tasks["engine", "bf16+compile" if device.type == "cuda" else "bf16"] = _engine_step(
+                data, batch, device, Path(folder)
+            )
         label = f"{'训练' if kind == 'train' else '推理'}，批大小 {batch}"
         named = {f"{name} {mode}": task for (name, mode), task in tasks.items()}
         times = interleave(named, device, seconds=seconds, least=5, label=label)
@@ -92,9 +131,9 @@ def _group(
 def _engine_step(data: Dataset, batch: int, device: torch.device, folder: Path) -> Callable[[], None]:
     """Return a step of the real engine: augmentation, clipping and the checks for non-finite numbers included."""
     trainer = Trainer(VIT.but(protocol="refit", batch_size=batch, augment={"mixup": 0.8}), 0, data, device, folder)
-    draws = EpochDraws(0, 0, trainer.labels, trainer.steps_per_epoch)
+    draws, places = EpochDraws(0, 0, trainer.labels, trainer.steps_per_epoch), cycle(range(trainer.steps_per_epoch))
     trainer.model.train()
-    return lambda: trainer._train_step(draws, 0, 0)
+    return lambda: trainer._train_step(draws, 0, next(places))  # the next batch each time, or it is ready already
 
 
 def tell(found: dict[str, Any]) -> None:
@@ -116,7 +155,8 @@ def tell(found: dict[str, Any]) -> None:
         if (row["work"], row["batch"]) == ("train", 128)
     }
     if ("original", AS_WRITTEN) in steps:
-        middle, low, high = ratio(*(np.array(steps[cell]) for cell in (("original", AS_WRITTEN), ("engine", "bf16"))))
+        engine = next(times for (name, _), times in steps.items() if name == "engine")
+        middle, low, high = ratio(np.array(steps["original", AS_WRITTEN]), np.array(engine))
         print(f"\n训练：引擎是原系统原样训练的 {middle:.2f} 倍 [{low:.2f}, {high:.2f}]", end="")
     memory = "、".join(f"{name} {size / 2**20:,.0f}" for name, size in found["memory"].items())
     print(f"\n训练一步的内存峰值（MiB，批大小 128，bf16）：{memory}")

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from vitlib.data import load
-from vitlib.engine import Outcome
+from vitlib.device import describe
 from vitlib.plans import PROFILES, jobs, tailed
-from vitlib.state import build_model
+from vitlib.state import Outcome, build_model
 from vitlib.store import make_record
 from vitlib.weights import save_weights
 
@@ -36,11 +36,11 @@ def invent(root, section, accuracy, weights=(), noise=0.2):
             {"train_seconds": 1.0, "images_per_second": 1.0},
             3.0 * torch.nn.functional.one_hot(answers, 10),
         )
-        outcome = Outcome(history, {}, logits, None, timing)
+        outcome = Outcome(history, {}, logits, None, timing, [describe(CPU)])
         if wanted is None:
             failed = {"message": "第 1 步出现非有限值。", "step": 0, "module": "blocks.0.attention"}
-            outcome = Outcome({}, {}, None, failed, timing)
-        record = make_record(job.recipe, job.seed, mine, CPU, outcome)
+            outcome = Outcome({}, {}, None, failed, timing, [describe(CPU)])
+        record = make_record(job.recipe, job.seed, mine, outcome)
         (root / record["key"]).mkdir(parents=True)
         (root / record["key"] / "record.json").write_text(json.dumps(record), encoding="utf-8")
         if job.seed == 0 and job.label in weights:

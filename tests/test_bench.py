@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from toy import CPU, toy
 
-from benchmarks import bench, datapath, roofline, speedrun
+from benchmarks import bench, datapath, probe, roofline, speedrun
 from benchmarks.peers import PEERS, build, original_as_written
 from benchmarks.roofline import Ceilings, floor
 from benchmarks.steps import AS_WRITTEN, inference, training_step
 from benchmarks.timing import interleave, ratio
 from vitlib import commands
+from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
 
@@ -39,6 +40,42 @@ def test_a_missing_library_is_one_clear_sentence(monkeypatch):
     monkeypatch.setitem(PEERS, "timm", absent)
     with pytest.raises(UserError, match=r"缺少对照库 timm.*\[bench\]"):
         build("timm")
+
+
+def test_a_peer_that_is_not_installed_is_left_out_and_told_but_never_the_baseline(monkeypatch, capsys):
+    def absent():
+        raise ModuleNotFoundError("No module named 'x'", name="x")
+
+    monkeypatch.setitem(PEERS, "vit-pytorch", absent)
+    found, left_out = bench.available(PEERS)
+    assert left_out == ["vit-pytorch"] and found == [name for name in PEERS if name != "vit-pytorch"]
+    assert "vit-pytorch 不参加比较" in capsys.readouterr().err
+    monkeypatch.setitem(PEERS, "timm", absent)
+    with pytest.raises(UserError, match="缺少对照库"):
+        bench.available(PEERS)
+    with pytest.raises(UserError, match="没有叫 tim 的实现"):
+        bench.available(["tim"])
+    with pytest.raises(UserError, match="以 timm 为基准"):
+        bench.available(["ours"])
+
+
+def test_the_engines_step_makes_its_pictures_ready_every_time(tmp_path, monkeypatch):
+    seen = []
+    step = Trainer._pixels
+    monkeypatch.setattr(Trainer, "_pixels", lambda job, draws, i: seen.append(i) or step(job, draws, i))
+    work = bench._engine_step(toy(), 16, CPU, tmp_path)
+    for _ in range(4):
+        work()
+    assert seen == [0, 1, 2, 0]
+
+
+def test_the_probe_tells_what_a_step_costs():
+    told = [*probe.lines(["cpu"], toy(size=32), CPU, 2)]
+    assert len(told) == 1  # nothing is compiled on a processor
+    name, mode, *numbers = told[0].split()
+    assert (name, mode) == ("cpu", "eager")
+    first, launched, done = (float(numbers[numbers.index(word) + 1]) for word in ("first", "launched", "done"))
+    assert first >= 0 and 0 < launched <= done
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
@@ -125,7 +162,11 @@ def test_the_bench_measures_every_cell_against_the_baseline(monkeypatch, capsys,
     monkeypatch.setattr(bench, "compare", lambda *_: {"ours": {"seconds": 1.0}, "timm": {"seconds": 2.0}})
     for name, build_one in tiny.items():
         monkeypatch.setitem(PEERS, name, build_one)
-    found = bench.run(toy(), CPU, full=False, seconds=0.0, models=("ours", "timm"))
+    kept = []
+    found = bench.run(
+        toy(), CPU, full=False, seconds=0.0, models=("ours", "timm"), keep=lambda part: kept.append(len(part["cells"]))
+    )
+    assert kept == [5, 9] and found["left_out"] == []
     cells = {(row["work"], row["model"], row["mode"]): row for row in json.loads(json.dumps(found))["cells"]}
     assert set(cells) == {
         (work, model, mode) for work in ("train", "infer") for model in ("ours", "timm") for mode in ("fp32", "bf16")
@@ -148,7 +189,7 @@ def test_a_speedrun_reports_every_seed_and_whether_the_mean_reaches_the_target(c
     assert easy["seconds"] > 0
     speedrun.tell(found)
     out = capsys.readouterr().out
-    assert "目标 0.0%" in out and "，达到" in out and "，未达到" in out
+    assert "目标 0.0 %" in out and "，达到" in out and "，未达到" in out
 
 
 def test_a_speedrun_knows_its_targets():
@@ -158,8 +199,8 @@ def test_a_speedrun_knows_its_targets():
         speedrun.plan(CPU, [0.99])
 
 
-@pytest.mark.parametrize("action", [commands.bench, commands.speedrun])
-def test_without_the_checkout_the_command_says_where_its_code_is(action, monkeypatch):
+@pytest.mark.parametrize("benchmark", ["bench", "speedrun"])
+def test_without_the_checkout_the_command_says_where_its_code_is(benchmark, monkeypatch):
     monkeypatch.setattr("vitlib.paths.checkout", lambda: None)
     with pytest.raises(UserError, match="benchmarks/"):
-        action(argparse.Namespace())
+        commands.measure(argparse.Namespace(benchmark=benchmark))

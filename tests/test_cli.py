@@ -18,6 +18,7 @@ from toy import CPU, PLAIN, VIT
 from vitlib import __version__, checkpoint, cli, evaluate, plans, recipes, store, weights
 from vitlib.data import load, load_images
 from vitlib.data.names import CIFAR10_CHINESE, CIFAR10_ENGLISH
+from vitlib.engine import Trainer
 from vitlib.plans import Entry, Profile
 from vitlib.recipe import Recipe
 from vitlib.state import build_model
@@ -367,6 +368,23 @@ def test_an_interrupted_pre_training_travels_with_the_export(document, pictures,
     with zipfile.ZipFile(tmp_path / "out" / "runs-0.zip") as archive:
         key = start.key(0, load(str(pictures)).fingerprint)
         assert f"{key}.work/checkpoint.safetensors" in archive.namelist()
+
+
+def test_what_is_done_is_exported_also_when_a_later_job_raises(vitlib, pictures, tmp_path, monkeypatch):
+    train, trained = Trainer.run, []
+
+    def once(job):
+        if trained:
+            raise RuntimeError("CUDA error: out of memory")
+        trained.append(job.recipe.name)
+        return train(job)
+
+    monkeypatch.setattr(Trainer, "run", once)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        vitlib("sweep", "9.9", "--profile", "tiny", "--data", pictures, "--export", tmp_path / "out")
+    with zipfile.ZipFile(tmp_path / "out" / "runs-0.zip") as archive:
+        records = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith("record.json")]
+    assert [record["name"] for record in records] == trained == ["tiny"]
 
 
 class Clock:

@@ -7,9 +7,11 @@ import warnings
 
 import pytest
 import torch
+from toy import TINY
 
 from vitlib import device
 from vitlib.errors import UserError
+from vitlib.models import create_model
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -115,6 +117,32 @@ def test_nvidia_smi_is_asked_where_there_are_no_nodes(monkeypatch, tmp_path, scr
     assert device._nvidia_gpu_present() is False
 
 
+def test_cudnns_attention_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(*size))
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    assert device.pick().type == "cuda" and not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(device._compile_obstacle("cpu") is not None, reason="needs a C++ compiler and Python.h")
+def test_a_compiled_model_draws_the_random_numbers_of_the_plain_one():
+    """So that the step that broke can be repeated without the compiler, and be the same step."""
+    torch.manual_seed(0)
+    model = create_model("vit", **TINY, img_size=16, dropout=0.3, attention_dropout=0.2, drop_path=0.5).train()
+    images, seen = torch.randn(4, 3, 16, 16), []
+    for run in (model, device.compiled(model)):
+        torch.manual_seed(1)
+        model.zero_grad()
+        logits = run(images)
+        logits.square().sum().backward()
+        seen.append((logits.detach(), model.head.weight.grad.clone()))
+    for plain, fast in zip(*seen, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-5)
+    torch.manual_seed(2)
+    assert not torch.allclose(model(images), seen[0][0], atol=1e-2)  # there are random numbers
+
+
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), None), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
 def test_bf16_needs_compute_capability_8(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
@@ -166,7 +194,7 @@ def test_what_compiling_needs(monkeypatch, capsys, tmp_path):
 
 def test_describe_names_the_machine_but_neither_host_nor_user():
     told = device.describe(CPU)
-    assert list(told) == ["name", "threads", "torch", "python", "platform"]
+    assert list(told) == ["name", "threads", "torch", "python", "platform", "dtype"]
     assert told["threads"] == torch.get_num_threads() and told["torch"] == torch.__version__ and told["name"]
     words = set(json.dumps(told).replace('"', " ").split())
     assert socket.gethostname() not in words and getpass.getuser() not in words

@@ -10,11 +10,10 @@ from toy import CPU, ORIGINAL, PLAIN, TINY, VIT, same, toy, trainer
 
 from vitlib import engine, evaluate
 from vitlib.augment import EpochDraws, to_float
-from vitlib.engine import OutOfTime
 from vitlib.recipe import Recipe
 from vitlib.rng import derive
 from vitlib.schedule import learning_rate
-from vitlib.state import TrainState, build_model, make_optimizer
+from vitlib.state import OutOfTime, TrainState, build_model, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +197,19 @@ def test_mixing_stops_for_the_last_epochs(data, tmp_path, monkeypatch):
     job = trainer(VIT.but(augment={"mix_until": 0.5}), data, tmp_path)
     job.run()
     assert len(mixed) == 2 * job.steps_per_epoch  # of 4 epochs
+
+
+def test_the_last_epoch_at_least_is_trained_with_the_weights_that_were_deferred(data, tmp_path):
+    for epochs, defer, expected in ((4, 0.8, [3]), (4, 0.5, [2, 3]), (1, 0.8, [0]), (2, 0.0, [0, 1])):
+        folder = tmp_path / f"{epochs}-{defer}"
+        folder.mkdir()
+        job, weighed = trainer(PLAIN.but(epochs=epochs, defer=defer), data, folder), set()
+        step = job._train_step
+        job._train_step = lambda draws, epoch, i, job=job, step=step, weighed=weighed: (
+            step(draws, epoch, i), weighed.add(epoch) if job.loss.weigh else None
+        )  # fmt: skip
+        job.run()
+        assert sorted(weighed) == expected
 
 
 def test_images_are_small_at_first_then_whole_and_judged_whole(data, tmp_path):

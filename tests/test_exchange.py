@@ -3,19 +3,22 @@
 import hashlib
 import json
 import random
+import re
 import shutil
 import time
 import zipfile
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import PLAIN, VIT, same, toy
 
-from vitlib import exchange
-from vitlib.engine import OutOfTime, Trainer
+from vitlib import device, exchange
+from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.exchange import export, import_runs
+from vitlib.state import OutOfTime
 from vitlib.store import Store
 
 SHORT = PLAIN.but(name="toy-short", epochs=1)
@@ -81,9 +84,15 @@ def test_packages_stay_in_their_bounds_and_lose_nothing_silently(tmp_path_factor
         patch.setattr(exchange, "TOTAL_BYTES", 90_000)
         left_out = export(store, [*KEYS, *KEYS], out)  # a key named twice is packed once
     zips = sorted(out.iterdir())
+    sizes_by_name = {name: (root / name).stat().st_size for name in everything}
     assert len(zips) <= 3 and all(path.stat().st_size <= 40_000 for path in zips)
     assert sum(path.stat().st_size for path in zips) <= 90_000
-    packed = [name for names in members(out).values() for name in names]
+    parts = [name for names in members(out).values() for name in names]
+    for name in parts:  # a file in parts is there with all of them
+        whole, _, count = name.partition(".0of")
+        assert not count or {f"{whole}.{i}of{count}" for i in range(int(count))} <= set(parts)
+        assert not count or sizes_by_name[whole] > 40_000 - 2 * 1024
+    packed = [name.partition(".0of")[0] for name in parts if not re.search(r"\.[1-9]of", name)]
     missing = [text.partition("（")[0] for text in left_out]
     assert sorted(packed + missing) == sorted(everything)
     assert not any(name.endswith("record.json") for name in missing)  # small, and first in line
@@ -94,7 +103,42 @@ def test_packages_stay_in_their_bounds_and_lose_nothing_silently(tmp_path_factor
             rooms = [40_000 - 1024 - sum((root / n).stat().st_size + 1024 for n in z if n in ahead)
                      for z in members(out).values()]  # fmt: skip
             rooms += [40_000 - 1024] * (3 - len(zips))
-            assert (root / name).stat().st_size + 1024 > min(free, max(rooms))
+            assert sizes_by_name[name] + 1024 > min(free, max(rooms))
+
+
+def test_a_file_larger_than_a_zip_goes_in_parts_and_comes_back_whole(tmp_path, monkeypatch, trained, elsewhere, data):
+    for run in trained.all():
+        size = run.weights_path().stat().st_size
+    monkeypatch.setattr(exchange, "FILE_BYTES", size // 3 + 3000)
+    monkeypatch.setattr(exchange, "MOST_FILES", 20)
+    assert export(trained, keys(trained), tmp_path / "out") == []
+    assert any(re.search(r"\.[1-9]of[3-4]$", name) for names in members(tmp_path / "out").values() for name in names)
+    assert len(import_runs(elsewhere, tmp_path / "out", publish=False)) == 3
+    for seed in range(3):
+        mine, its = (s.find(SHORT, seed, data, weights=True).weights_path() for s in (trained, elsewhere))
+        assert (
+            mine.read_bytes() == its.read_bytes() and [*its.parent.iterdir()].sort() == [*mine.parent.iterdir()].sort()
+        )
+
+
+def test_what_lacks_a_part_is_left_away(tmp_path, monkeypatch, elsewhere, data):
+    here = Store(tmp_path / "here", tmp_path / "published")
+    with pytest.raises(OutOfTime):
+        here.get(VIT, 0, data, deadline=time.monotonic(), show=False)
+    key = VIT.key(0, data.fingerprint)
+    size = (here.root / f"{key}.work" / "checkpoint.safetensors").stat().st_size
+    monkeypatch.setattr(exchange, "FILE_BYTES", size // 2 + 3000)
+    assert export(here, [key], tmp_path / "out") == []
+    _, second = sorted((tmp_path / "out").iterdir())
+    content = second.read_bytes()
+    second.unlink()
+    assert import_runs(elsewhere, tmp_path / "out", publish=False) == []
+    assert [*elsewhere.root.glob("*.work")] == []
+    second.write_bytes(content)
+    import_runs(elsewhere, tmp_path / "out", publish=False)
+    work = elsewhere.root / f"{key}.work"
+    assert [path.name for path in work.iterdir()] == ["checkpoint.safetensors"]
+    assert elsewhere.get(VIT, 0, data, show=False).failed is None
 
 
 def test_records_go_before_weights_and_weights_before_checkpoints(tmp_path, monkeypatch):
@@ -177,6 +221,17 @@ def test_an_interrupted_run_is_continued_on_another_machine(elsewhere, tmp_path,
     assert finished.record["history"] == whole.record["history"]
 
 
+def test_a_record_tells_all_the_machines_that_trained_it(tmp_path, data, monkeypatch):
+    store = Store(tmp_path / "here", tmp_path / "published")
+    with pytest.raises(OutOfTime):
+        store.get(VIT, 0, data, deadline=time.monotonic(), show=False)
+    there = device.describe(torch.device("cpu")) | {"name": "another", "dtype": "bfloat16", "threads": 7}
+    monkeypatch.setattr("vitlib.state.describe", lambda _: there)
+    machine = store.get(VIT, 0, data, show=False).machine
+    assert machine["name"].endswith(" + another") and machine["dtype"].split(" + ")[-1] == "bfloat16"
+    assert machine["threads"].endswith(" + 7") and machine["python"] == there["python"]
+
+
 def test_weights_wait_for_their_record(trained, elsewhere, tmp_path, monkeypatch, data):
     monkeypatch.setattr(exchange, "FILE_BYTES", 40_000)
     export(trained, keys(trained), tmp_path / "out")
@@ -254,6 +309,8 @@ TRICKS = [
     f"{KEYS[0]}\\record.json",
     f"{'A' * 16}/record.json",
     f"{KEYS[0]}/record.json\n",
+    f"{KEYS[0]}/record.json.0of99999999",
+    f"{KEYS[0]}/record.json.8of8",
     "",
 ]
 
@@ -295,6 +352,11 @@ def test_a_record_must_be_the_one_its_folder_names(trained, elsewhere, tmp_path)
     key = changed["key"]
     pack(tmp_path / "out" / "runs-0.zip", {f"{key}/record.json": json.dumps(changed).encode()})
     refuse(elsewhere, tmp_path / "out", "不符")
+    for wrong in ({"name": f"{tmp_path}/outside"}, {"name": "../outside"}, {"seed": "0/../x"}):
+        changed = json.loads(record) | wrong
+        key = changed["key"]
+        pack(tmp_path / "out" / "runs-0.zip", {f"{key}/record.json": json.dumps(changed).encode()})
+        assert not refuse(elsewhere, tmp_path / "out", "读不出来").startswith("Traceback")
 
 
 def test_a_folder_without_an_export_is_refused(elsewhere, tmp_path):

@@ -277,6 +277,15 @@ def test_compiles_into_one_graph(config):
     torch.testing.assert_close(compiled(images), model(images))
 
 
+@pytest.mark.parametrize("pos", ["learned", "sincos", "none"])
+def test_between_the_blocks_tokens_are_float32_under_autocast_too(pos):
+    model = create_model("vit", **SMALL, pos=pos)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.embed(torch.randn(2, 3, 16, 16))
+        assert model.stem(torch.randn(2, 3, 16, 16)).dtype == torch.bfloat16  # autocast is on
+        assert tokens.dtype == model.blocks[0](tokens).dtype == torch.float32
+
+
 def test_bfloat16_stays_close_to_float32():
     model, images = small(pos="learned").eval(), torch.randn(4, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):

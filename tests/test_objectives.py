@@ -10,7 +10,6 @@ from toy import PLAIN, TINY, same, toy, trainer
 
 from labreport.analysis.mechanism import restored
 from vitlib.augment import EpochDraws
-from vitlib.engine import OutOfTime
 from vitlib.errors import UserError
 from vitlib.evaluate import autocast
 from vitlib.losses import build_loss
@@ -18,6 +17,7 @@ from vitlib.models import MAE, ViT, create_model
 from vitlib.models.mae import pick
 from vitlib.objectives import Distill, Ensemble, Objective, SelfDistill
 from vitlib.recipe import Recipe
+from vitlib.state import OutOfTime
 from vitlib.store import Store
 
 SMALL = TINY | {"img_size": 16}
@@ -263,7 +263,11 @@ def test_pre_training_hands_its_encoder_over(before, tmp_path):
     store, data, before = Store(tmp_path, tmp_path / "published"), toy(train=24), before.but(epochs=1)
     run = store.get(PLAIN.but(name="tuned", init_from=before, epochs=0), 0, data, show=False)
     start, end = store.find(before, 0, data), run.load_state()
-    assert all(torch.equal(end[name], start.load_state()[name]) for name in end if not name.startswith("head"))
+    learned = start.load_state()
+    handed = [f"teacher.{name}" if f"teacher.{name}" in learned else name for name in end]  # of DINO the teacher
+    assert any(name.startswith("teacher") for name in handed) == (before.objective == "dino")
+    pairs = zip(end, handed, strict=True)
+    assert all(torch.equal(end[name], learned[its]) for name, its in pairs if not name.startswith("head"))
     assert math.isnan(start.accuracy) and [*start.history] == [
         "epoch",
         "train_loss",
@@ -279,6 +283,14 @@ def test_the_parts_that_only_pre_train_are_not_handed_over():
 
 
 # --- DINO -----------------------------------------------------------------------------------------
+
+
+def test_dinos_cosines_are_not_rounded_before_the_temperature_enlarges_them():
+    projector = dino().projector
+    with torch.autocast("cpu", torch.bfloat16):
+        cosines = projector(torch.randn(4, projector.layers[0].in_features))
+    assert cosines.dtype == torch.float32
+    assert not torch.equal(cosines, cosines.bfloat16().float())
 
 
 def dino(**arguments):

@@ -56,6 +56,8 @@ def test_a_bad_correction_is_refused_when_the_recipe_is_made():
     for posthoc in ({"tau": 1.0}, {"kind": "tau_norm", "gamma": 1.0}):
         with pytest.raises(UserError, match="要给出 kind"):
             Recipe(posthoc=posthoc)
+    with pytest.raises(UserError, match="transfer='all'"):
+        Recipe(posthoc={"kind": "tau_norm"})
 
 
 def test_a_correction_is_a_run_without_epochs_that_equals_the_adjusted_logits(tmp_path):

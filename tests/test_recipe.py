@@ -81,7 +81,10 @@ SAME = [
     ({"augment": {"mixup": 1, "jitter": 1}}, {"augment": {"jitter": 1.0, "mixup": 1.0}}),
     ({"augment": {"resized_crop": (1, 1, 1, 2)}}, {"augment": {"resized_crop": [1.0, 1.0, 1.0, 2.0]}}),
     ({"augment": {"crop": 4.0, "flip": 1}}, {"augment": {"crop": 4, "flip": True}}),
-    ({"posthoc": {"kind": "tau_norm"}}, {"posthoc": {"kind": "tau_norm", "tau": 1}}),
+    (
+        {"posthoc": {"kind": "tau_norm"}, "transfer": "all"},
+        {"posthoc": {"kind": "tau_norm", "tau": 1}, "transfer": "all"},
+    ),
     (
         {"model_args": {"patch_size": 8, "d_model": 64}, "init_from": Recipe(name="x", lr=1)},
         {"model_args": {"d_model": 64, "patch_size": 8}, "init_from": Recipe(name="y", lr=1.0)},
@@ -121,7 +124,7 @@ CHANGES = [
     {"teacher": Recipe()},
     {"teacher": Recipe(epochs=1)},
     {"teacher": Recipe(), "distill": {"temperature": 2}},
-    {"posthoc": {"kind": "tau_norm"}},
+    {"posthoc": {"kind": "tau_norm"}, "transfer": "all"},
     {"sampling": "balanced"},
     {"defer": 0.8},
     {"on_nonfinite": "continue"},

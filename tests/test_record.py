@@ -11,9 +11,10 @@ from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
 
 from vitlib import checkpoint, evaluate, store, weights
 from vitlib.data import TestSet, TrainSet
-from vitlib.engine import Outcome
+from vitlib.device import describe
 from vitlib.errors import UserError
 from vitlib.record import pack_bytes, pack_curve, read_record, unpack_bytes, unpack_curve
+from vitlib.state import Outcome
 from vitlib.store import Store, make_record
 
 
@@ -104,7 +105,7 @@ def long_outcome(epochs, images):
     columns |= {name: list(random.rand(epochs)) for name in ("train_accuracy", "test_accuracy")}
     logits = torch.from_numpy(2 * random.randn(images, 10)).float()
     history = {"epoch": [*range(1, epochs + 1)], "lr": [5e-4] * epochs, **columns}
-    return Outcome(history, {}, logits, None, {"train_seconds": 1.0, "images_per_second": 1.0})
+    return Outcome(history, {}, logits, None, {"train_seconds": 1.0, "images_per_second": 1.0}, [describe(CPU)])
 
 
 def wide(images):
@@ -119,7 +120,7 @@ def wide(images):
 def test_a_record_of_the_longest_runs_fits_in_32_kib(epochs, images, tmp_path):
     """Worst cases: curves of pure noise, guesses and confidences at random."""
     data, outcome = wide(images), long_outcome(epochs, images)
-    content = json.dumps(make_record(ORIGINAL, 0, data, CPU, outcome), ensure_ascii=False).encode()
+    content = json.dumps(make_record(ORIGINAL, 0, data, outcome), ensure_ascii=False).encode()
     assert len(content) <= 32 * 1024
     (tmp_path / "record.json").write_bytes(content)
     run = read_record(tmp_path / "record.json", published=False)

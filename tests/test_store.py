@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import torch
 from toy import ORIGINAL, PLAIN, VIT, toy, trainer
 
 from vitlib import checkpoint, recipe, record, store
-from vitlib.engine import OutOfTime, Trainer
+from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.exchange import export, import_runs
 from vitlib.record import is_stale
+from vitlib.state import OutOfTime
 from vitlib.store import Store
 
 FRAGILE = ORIGINAL.but(name="toy-fragile", model_args={"patch_size": 8, "dropout": 0.3}, batch_size=2)
@@ -163,6 +165,22 @@ def test_two_processes_at_once_train_once(tmp_path):
     first, *answers = done.stdout.splitlines()
     assert first == "trained" and len(answers) == 2 and answers[0] == answers[1]
     assert done.stderr.count("等它做完") == 1  # the second says what it waits for
+
+
+def test_waiting_for_another_process_ends_at_the_deadline(shelf, data, trainings):
+    with shelf.lock(VIT.key(0, data.fingerprint)), pytest.raises(OutOfTime):
+        shelf.get(VIT, 0, data, deadline=time.monotonic() + 0.3, show=False)
+    assert not trainings
+    assert shelf.get(VIT, 0, data, show=False).failed is None
+
+
+def test_a_run_made_again_for_its_weights_replaces_its_record_at_once(shelf, data):
+    run = shelf.get(PLAIN, 0, data, show=False)
+    run.weights_path().unlink()
+    (shelf.root / f".{run.key}.old").mkdir()  # what a kill left
+    again = shelf.get(PLAIN, 0, data, show=False, weights=True)
+    assert again.key == run.key and again.weights_path()
+    assert not [path for path in shelf.root.iterdir() if path.name.startswith(".")]
 
 
 # --- what else a run may come to ------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Augment:
         (Zhong et al., "Random Erasing", AAAI 2020, with a constant fill).
     mixup, cutmix: Beta parameters of Zhang et al. (ICLR 2018) and Yun et al. (ICCV 2019); with both
         on, each batch takes one of the two with probability 1/2.
-    mix_until: fraction of the epochs after which mixing is switched off.
+    mix_until: fraction of the epochs after which mixing is switched off, in whole epochs: 0.9 of fewer than 10 is all.
     Pre-training, which has no labels to mix, ignores these three, and ``shrink`` as well.
     shrink: side in pixels to which batches are scaled down, after all else, for the first ``shrink_until`` of the
         epochs, where small images cost less (progressive resizing: Tan & Le 2021, arXiv:2104.00298, section 4).
@@ -79,7 +79,8 @@ class Augment:
         self._check()
 
     def _check(self) -> None:
-        box = self.resized_crop or (1.0, 1.0, 1.0, 1.0)
+        box, levels = self.resized_crop or (1.0, 1.0, 1.0, 1.0), {(x,) for x in range(31)}
+        known = self.randaugment is None or (self.randaugment[0] in (1, 2) and self.randaugment[1:] in levels)
         rules = {
             "crop": (self.crop >= 0, "不能为负"),
             "resized_crop": (
@@ -94,12 +95,7 @@ class Augment:
             "shrink": (self.shrink >= 0, "不能为负"),
             "shrink_until": (0 <= self.shrink_until <= 1, "应在 [0, 1] 内"),
             "randaugment": (
-                self.randaugment is None
-                or (
-                    self.randaugment[0] in (1, 2)
-                    and self.randaugment[1:] in {(x,) for x in range(31)}
-                    and not self.trivial
-                ),
+                known and not (self.randaugment and self.trivial),
                 "应是（操作个数 1 或 2，强度 0 到 30 的整数），且不与 trivial 同用",
             ),
         }

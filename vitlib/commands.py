@@ -5,12 +5,10 @@ libraries can train.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +59,10 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib import plans
     from vitlib.exchange import export
     from vitlib.store import Store
-    from vitlib.sweep import price_list, resolve, sweep
+    from vitlib.sweep import missing, price_list, resolve, sweep
 
     given = {"images": options.images, "epochs": options.epochs, "seeds": options.seeds, "tier": options.tier}
-    budget = _seconds(options.budget)
+    begun, budget = time.monotonic(), _seconds(options.budget)
     _ready(options.export and options.export / "any")
     data, store = _load(options, cut=False), Store()
     profile = resolve(options.profile, data, **given)
@@ -81,23 +79,33 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
                     f"估计本机 {row['here_minutes']:.1f} 分钟，H100 {row['h100_minutes']:.1f} 分钟"
                 )
         return prices
-    done = sweep(todo, data, store, budget=budget, workers=options.workers)
+    left_out: list[str] = []
+    try:
+        budget = budget and max(0.0, budget - (time.monotonic() - begun))  # loading the data is on the clock, too
+        done = sweep(todo, data, store, budget=budget, workers=options.workers)
+    finally:  # what is done is carried away also when a job raises or the user interrupts
+        if options.export:
+            # an unfinished run goes on elsewhere from its checkpoint, or from what is trained before it
+            wanted = [(job.factor, job.recipe, job.seed) for job in todo]
+            wanted += [(job.factor, *it) for job in missing(todo, data, store) for it in _before(job.recipe, job.seed)]
+            keys = [r.key(seed, plans.tailed(data, factor).fingerprint) for factor, r, seed in wanted]
+            left_out = export(store, keys, options.export)
+            if left_out:
+                print(f"没有装进导出文件：{'、'.join(left_out)}", file=sys.stderr)
     if options.publish:
         for run in done.runs:
             store.publish(run)
-    left_out = []
-    if options.export:
-        # an unfinished run goes on elsewhere from its checkpoint, or from what is trained before it
-        starts = [replace(job, recipe=r, seed=s) for job in done.left for _, r, s in job.recipe.before(job.seed)]
-        prints = {job.factor: plans.tailed(data, job.factor).fingerprint for job in todo}
-        keys = [job.recipe.key(job.seed, prints[job.factor]) for job in [*todo, *starts]]
-        left_out = export(store, keys, options.export)
     rows = _tell([run.summary for run in done.runs], options)
     left = [f"{job.recipe.name}（种子 {job.seed}）" for job in done.left]
-    for text, names in (("没有做完（时间用完，或先要训练的运行失败了）", left), ("没有装进导出文件", left_out)):
-        if names:
-            print(f"{text}：{'、'.join(names)}", file=sys.stderr)
+    if left:
+        print(f"没有做完（时间用完，或先要训练的运行失败了）：{'、'.join(left)}", file=sys.stderr)
     return {"runs": rows, "left": left, "not_exported": left_out}
+
+
+def _before(recipe: Any, seed: int) -> list[tuple[Any, int]]:
+    """Return what is trained before a run, its teacher's teacher and so on included."""
+    direct = [(start, its) for _, start, its in recipe.before(seed)]
+    return [*direct, *(found for start, its in direct for found in _before(start, its))]
 
 
 def runs(options: argparse.Namespace) -> dict[str, Any]:
@@ -168,48 +176,16 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     return made | {"profile": profile, "data": data, "published": [str(path) for path in new]}
 
 
-def bench(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure speed against the peers."""
-    _need_checkout()
-    _ready(options.out)
-    from benchmarks.bench import run, tell
-    from vitlib.device import pick
-
-    device = pick()
-    found = run(_load(options), device, full=options.full or device.type == "cuda", seconds=options.seconds)
-    return _measured(found, tell, options)
-
-
-def speedrun(options: argparse.Namespace) -> dict[str, Any]:
-    """Time the way to an accuracy."""
-    _need_checkout()
-    _ready(options.out)
-    from benchmarks.speedrun import plan, run, tell
-    from vitlib.device import pick
-
-    device = pick()
-    todo = plan(device, options.target, options.epochs)
-    return _measured(run(_load(options), device, options.seeds, todo), tell, options)
-
-
-def _need_checkout() -> None:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run a benchmark: bench, speedrun or steps."""
     from vitlib.paths import checkout
 
     if checkout() is None:
         raise UserError("这个子命令的代码在源码仓库的 benchmarks/ 里，不随安装包发布；请在仓库中运行。")
+    _ready(options.out)
+    from benchmarks.commands import COMMANDS
 
-
-def _measured(
-    found: dict[str, Any], tell: Callable[[dict[str, Any]], None], options: argparse.Namespace
-) -> dict[str, Any]:
-    if not options.json:
-        tell(found)
-    if options.out:
-        from vitlib.checkpoint import write_atomic
-
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(options.out, json.dumps(found, ensure_ascii=False).encode())
-    return found
+    return COMMANDS[options.benchmark](options, _load(options))
 
 
 def _load(options: argparse.Namespace, cut: bool = True) -> Any:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vitlib.errors import UserError
 
@@ -75,6 +76,8 @@ def _cuda_is_usable(wanted: bool) -> bool:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     if available:
+        # torch prefers cuDNN's attention on an H100; its bfloat16 gradients have been seen not finite (pytorch#196678)
+        torch.backends.cuda.enable_cudnn_sdp(False)
         try:  # an unsupported architecture or a busy GPU shows itself only in a first kernel
             (torch.zeros(1, device="cuda") + 1).item()
             return True
@@ -156,8 +159,21 @@ def _compile_obstacle(kind: str) -> str | None:
     return None
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    """Return the model, compiled for inputs of one shape; where that fails, torch warns and it runs as it is.
+
+    Its random numbers are those of the model as it is, so that a step can be repeated without the compiler.
+    """
+    import torch._dynamo as dynamo
+    import torch._inductor.config as inductor  # late: importing the compiler takes seconds
+
+    torch.compiler.reset()  # what was compiled before must not count against the limit of recompilations
+    inductor.fallback_random, dynamo.config.suppress_errors = True, True
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+
+
 def describe(device: torch.device) -> dict[str, str | int]:
-    """Return what a record keeps of the machine: device name, threads, versions and platform.
+    """Return what a record keeps of the machine: device name, threads, versions, platform and training's dtype.
 
     Nothing that names a host or a user is in it.
     """
@@ -171,6 +187,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "dtype": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
     }
 
 

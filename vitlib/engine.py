@@ -13,7 +13,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from vitlib.augment import EpochDraws, mix
 from vitlib.data import Dataset, LabeledImages, ValSet
-from vitlib.device import can_compile
+from vitlib.device import can_compile, compiled
 from vitlib.evaluate import autocast, predict
 from vitlib.guard import first_nonfinite
 from vitlib.losses import build_loss
@@ -34,25 +33,10 @@ from vitlib.progress import Progress
 from vitlib.recipe import Recipe
 from vitlib.rng import derive
 from vitlib.schedule import learning_rate
-from vitlib.state import FINE, TrainState, build_model
+from vitlib.state import FINE, Outcome, OutOfTime, TrainState, build_model
 
-COMPILE_FROM = 2_000_000  # training images on a GPU from which compiling pays for itself
+COMPILE_FROM, COMPILE_SECONDS = 8000, 90  # steps from which compiling on a GPU pays for itself, and what it may take
 AUGMENT_TOGETHER = 8192  # images on a GPU: few large kernels instead of many small ones
-
-
-class OutOfTime(Exception):
-    """The deadline came before the last step; the checkpoint holds everything done so far."""
-
-
-@dataclass
-class Outcome:
-    """What a run leaves: history columns, the final state dict, test logits (N, K) and what went wrong."""
-
-    history: dict[str, list[float]]
-    state: dict[str, Tensor]
-    test_logits: Tensor | None
-    failed: dict[str, Any] | None
-    timing: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -60,7 +44,8 @@ class Trainer:
 
     ``start`` is the state dict that starts this run (``recipe.init_from``), ``teacher`` the trained model whose
     answers it imitates (``recipe.teacher``), in evaluation mode. ``deadline`` is a ``time.monotonic()`` moment
-    at which :meth:`run` raises :class:`OutOfTime` after a checkpoint.
+    at which :meth:`run` raises :class:`OutOfTime` after a checkpoint. On a GPU a run of ``compile_from`` steps is
+    compiled, if there is time for it.
     """
 
     def __init__(
@@ -74,6 +59,7 @@ class Trainer:
         teacher: nn.Module | None = None,
         deadline: float | None = None,
         show: bool = True,
+        compile_from: int = COMPILE_FROM,
     ) -> None:
         self.recipe, self.seed, self.data, self.device = recipe, seed, data, device
         self.folder, self.deadline, self.show = folder, deadline, show
@@ -88,9 +74,9 @@ class Trainer:
         self.loss = build_loss(recipe.loss, self.class_counts, **recipe.loss_args).to(device)
         self.objective = OBJECTIVES[recipe.objective](recipe, self.model, self.loss, teacher and teacher.to(device))
         self.forward: Callable[..., Any] = self.model
-        if device.type == "cuda" and self.steps * self.batch >= COMPILE_FROM and can_compile(device):
-            torch.compiler.reset()  # runs before this one must not count against the limit of recompilations
-            self.forward = torch.compile(self.model, dynamic=False)
+        time_for_it = deadline is None or deadline - time.monotonic() > COMPILE_SECONDS
+        if device.type == "cuda" and self.steps >= compile_from and time_for_it and can_compile(device):
+            self.forward = compiled(self.model)
         self.check_every = 1 if device.type == "cpu" else 50  # asking a GPU means waiting for it
         self.together = 1 if device.type == "cpu" else max(1, AUGMENT_TOGETHER // self.batch)  # batches
         self.ready: tuple[EpochDraws, int, list[Any]] | None = None
@@ -132,6 +118,8 @@ class Trainer:
         """
         state, failed, draws = self.state, None, None
         interval = float(os.environ.get("CIFAR_VIT_CHECKPOINT_SECONDS", "60"))
+        if self.forward is not self.model:
+            self.warm_up()  # compiling is not training time
         saved = time.monotonic()
         state.start_clock()
         label = f"训练 {self.recipe.name}（种子 {self.seed}）"
@@ -164,7 +152,7 @@ class Trainer:
 
     def _train_step(self, draws: EpochDraws, epoch: int, i: int) -> None:
         state, optimizer = self.state, self.state.optimizer
-        self.loss.weigh = epoch >= self.recipe.defer * self.recipe.epochs
+        self.loss.weigh = epoch >= min(self.recipe.defer * self.recipe.epochs, self.recipe.epochs - 1)
         rate = learning_rate(state.step, self.steps, self.steps_per_epoch, self.recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -270,7 +258,8 @@ class Trainer:
         """Return logits (N, K) by the final weights; the original is noisy here too, so this is seeded."""
         torch.manual_seed(derive(self.seed, "predict", *purpose))
         live = {k: v.clone() for k, v in self.model.state_dict().items()} if self.state.ema else None
-        self.model.load_state_dict(self.state.final())
+        if live is not None:
+            self.model.load_state_dict(self.state.final())
         self.model.eval()
         logits = predict(self.model, images.images, device=self.device, normalize=self.recipe.normalize)
         if live is not None:
@@ -297,4 +286,4 @@ class Trainer:
         if self.device.type == "cuda":
             timing["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
         final = {k: v.cpu() for k, v in state.final().items()}
-        return Outcome(state.history, final, logits, failed, timing)
+        return Outcome(state.history, final, logits, failed, timing, state.machines)

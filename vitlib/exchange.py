@@ -7,7 +7,8 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +20,9 @@ from vitlib.store import Store
 
 MOST_FILES, FILE_BYTES, TOTAL_BYTES = 8, 16 * 2**20, 64 * 2**20
 # the only names in an export: nothing else is written on arrival, whatever a zip says
-_MEMBER = re.compile(r"[0-9a-f]{16}(/record\.json|/weights\.safetensors|\.work/checkpoint\.safetensors)")
+_MEMBER = re.compile(
+    r"([0-9a-f]{16}(?:/record\.json|/weights\.safetensors|\.work/checkpoint\.safetensors))(\.[0-7]of[2-8])?"
+)
 # what zipfile, zlib and json raise on damaged bytes
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError, ValueError, AttributeError, OSError)
 _HEADER = 1024  # of each member, its entries in the zip's directory and the manifest included
@@ -28,8 +31,8 @@ _HEADER = 1024  # of each member, its entries in the zip's directory and the man
 def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
     """Pack runs into at most 8 zips of at most 16 MiB, 64 MiB together, and return what did not fit.
 
-    Records go first, then weights, then the checkpoints of runs under way. ``keys`` gives the runs in the
-    order of their importance.
+    Records go first, then weights, then the checkpoints of runs under way; a file too large for a zip goes in
+    parts, all of them or none. ``keys`` gives the runs in the order of their importance.
     """
     keys = [*dict.fromkeys(keys)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,38 +41,36 @@ def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
     wanted = [store.root / key / "record.json" for key in keys]
     wanted += [store.root / key / "weights.safetensors" for key in keys]
     wanted += [store.root / f"{key}.work" / "checkpoint.safetensors" for key in keys]
-    packs: list[list[Path]] = []
-    room: list[int] = []
-    left_out, total = [], 0
+    packs: list[dict[str, bytes]] = [{} for _ in range(MOST_FILES)]
+    room = [FILE_BYTES - _HEADER] * MOST_FILES
+    left_out, left = [], TOTAL_BYTES
     for path in filter(Path.exists, wanted):
-        size = path.stat().st_size + _HEADER
-        place = next((i for i, free in enumerate(room) if size <= free), None)
-        fits = size <= FILE_BYTES and total + size <= TOTAL_BYTES
-        if place is None and fits and len(packs) < MOST_FILES:
-            packs.append([])
-            room.append(FILE_BYTES - _HEADER)
-            place = len(packs) - 1
-            fits = size <= room[place]
-        if place is None or not fits:
-            left_out.append(f"{path.relative_to(store.root)}（{path.stat().st_size / 2**20:.1f} MiB）")
+        name, size = path.relative_to(store.root).as_posix(), path.stat().st_size
+        cuts = [*range(0, size, FILE_BYTES - 2 * _HEADER), size] if size else [0, 0]
+        free, places = [*room], []
+        for start, end in pairwise(cuts):
+            place = next((i for i, space in enumerate(free) if end - start + _HEADER <= space), None)
+            if place is not None:
+                places.append(place)
+                free[place] -= end - start + _HEADER
+        needed = size + _HEADER * (len(cuts) - 1)
+        if len(places) < len(cuts) - 1 or needed > left:
+            left_out.append(f"{name}（{size / 2**20:.1f} MiB）")
             continue
-        packs[place].append(path)
-        room[place] -= size
-        total += size
-    for i, paths in enumerate(packs):
-        checkpoint.write_atomic(folder / f"runs-{i}.zip", _zip(store.root, paths))
+        room, left, content = free, left - needed, path.read_bytes()
+        for i, (place, (start, end)) in enumerate(zip(places, pairwise(cuts), strict=True)):
+            packs[place][f"{name}.{i}of{len(places)}" if len(places) > 1 else name] = content[start:end]
+    for i, pack in enumerate(filter(None, packs)):
+        checkpoint.write_atomic(folder / f"runs-{i}.zip", _zip(pack))
     return left_out
 
 
-def _zip(root: Path, paths: Sequence[Path]) -> bytes:
+def _zip(pack: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    sums = {}
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # its parts are compressed already
-        for path in paths:
-            content, name = path.read_bytes(), path.relative_to(root).as_posix()
-            sums[name] = hashlib.sha256(content).hexdigest()
+        for name, content in pack.items():
             archive.writestr(name, content)
-        archive.writestr("manifest.json", json.dumps(sums))
+        archive.writestr("manifest.json", json.dumps({k: hashlib.sha256(v).hexdigest() for k, v in pack.items()}))
     return buffer.getvalue()
 
 
@@ -87,6 +88,7 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
         stage = Path(temporary)
         for path in archives:
             _unpack(path, stage)
+        _join(stage)
         runs = [read_record(path, published=False) for path in sorted(stage.glob("*/record.json"))]
         for run in runs:
             if run.path.parent.name != run.key:
@@ -95,8 +97,8 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
                 )
         store.root.mkdir(parents=True, exist_ok=True)
         for source in sorted(stage.iterdir()):
-            if not source.name.endswith(".work") and not (source / "record.json").exists():
-                continue  # weights whose record is in a zip that did not come
+            if not any((source / name).exists() for name in ("record.json", "checkpoint.safetensors")):
+                continue  # weights whose record is in a zip that did not come, or parts of a checkpoint
             key, target = source.name.removesuffix(".work"), store.root / source.name
             with store.lock(key):  # a training of the same run under way ends first, and then has it
                 if (store.root / key / "record.json").exists() or target.exists():
@@ -125,6 +127,17 @@ def _unpack(path: Path, stage: Path) -> None:
                 (stage / name).write_bytes(content)
     except _DAMAGE as error:
         raise UserError(f"{path} 已损坏（{error}），请重新传送；其中的运行一个也没有导入。") from error
+
+
+def _join(stage: Path) -> None:
+    """Put the files that came in parts together; one of which a part is missing is left away."""
+    for first in sorted(stage.glob("*/*.0of*")):
+        name, _, count = first.name.rpartition(".0of")
+        parts = [first.with_name(f"{name}.{i}of{count}") for i in range(int(count))]
+        if all(part.exists() for part in parts):
+            first.with_name(name).write_bytes(b"".join(part.read_bytes() for part in parts))
+    for part in stage.glob("*/*of*"):
+        part.unlink()
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -37,7 +37,8 @@ class Recipe:
             the test set once at the end; ``refit`` trains on all and reads the test set once;
             ``original`` trains on all and monitors the test accuracy every epoch, as the original did
             (nothing is chosen by it).
-        epochs: passes over the training images; ``batch_size`` is cut to the number of images.
+        epochs: passes over the training images, each without the rest that fills no batch, drawn anew every time;
+            ``batch_size`` is cut to the number of images.
         optimizer: ``adamw``, ``adam`` (L2 inside the gradient, as ``torch.optim.Adam``) or ``muon``
             (:class:`vitlib.muon.Muon`).
         lr, weight_decay, schedule, warmup_epochs: the learning rate is a pure function of the step.
@@ -53,9 +54,10 @@ class Recipe:
             model's sizes by importance where they are smaller (:mod:`vitlib.models.transfer`).
         teacher: a recipe trained first with the same seed, whose answers this run imitates.
         distill: how, see :class:`vitlib.objectives.Distill`.
-        sampling: ``all`` shows every image once an epoch; ``balanced`` and ``sqrt`` draw as many images with
+        sampling: ``all`` shows an image at most once an epoch; ``balanced`` and ``sqrt`` draw as many images with
             replacement, each class equally often or in proportion to the root of its size.
-        defer: fraction of the epochs trained before class weights are switched on (Cao et al. 2019, section 3.3).
+        defer: fraction of the epochs trained before class weights are switched on (Cao et al. 2019, section 3.3);
+            whole epochs, and at least the last one is trained with them.
         posthoc: a correction of the classifier taken over (:class:`vitlib.posthoc.PostHoc`), made before the first
             step; with ``transfer="all"`` and no epochs it is all that this run does.
         on_nonfinite: ``stop`` records the run as failed at the step found; ``continue`` goes on.
@@ -120,6 +122,10 @@ class Recipe:
         build_loss(self.loss, (1,), **self.loss_args)
         if self.posthoc:
             PostHoc.given(self.posthoc)
+            if self.transfer != "all" or self.model_args.get("distill_token"):
+                raise UserError(
+                    f"配方 {self.name}：posthoc 修正的是接过来的唯一一个分类头，须有 transfer='all'，不能有蒸馏词元。"
+                )
         Augment(**self.augment)
         if self.objective != self.model and (self.model in OBJECTIVES or self.objective in ("mae", "dino")):
             raise UserError(

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlib import checkpoint
+from vitlib.device import describe
 from vitlib.errors import UserError
 from vitlib.models import create_model
 from vitlib.muon import Muon
@@ -19,6 +21,22 @@ from vitlib.recipe import Recipe
 FINE = 2**62  # "no bad step yet"
 
 
+class OutOfTime(Exception):
+    """The deadline came before the last step; the checkpoint holds everything done so far."""
+
+
+@dataclass
+class Outcome:
+    """What a run leaves: history columns, the final state dict, test logits (N, K) and what went wrong."""
+
+    history: dict[str, list[float]]
+    state: dict[str, Tensor]
+    test_logits: Tensor | None
+    failed: dict[str, Any] | None
+    timing: dict[str, float] = field(default_factory=dict)
+    machines: list[dict[str, str | int]] = field(default_factory=list)
+
+
 class TrainState:
     """Model, optimiser, moving average, sums of the epoch under way, history, step: what a checkpoint holds.
 
@@ -26,6 +44,7 @@ class TrainState:
         model, optimizer; ema: state dict of the averaged weights, or None
         step: the next step, 0-based; seconds: training time so far, over all processes
         history: one list a column, one entry a finished epoch
+        machines: what has trained it so far, each as :func:`vitlib.device.describe` tells, this one last
         loss_sum, hits: sums over the steps of the epoch under way; bad_step: first non-finite step, or FINE
     """
 
@@ -35,6 +54,7 @@ class TrainState:
         self.ema = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else None
         self._moving: tuple[list[Tensor], list[Tensor]] | None = None
         self.history: dict[str, list[float]] = {}
+        self.machines = [describe(device)]
         self.step, self.seconds, self._mark = 0, 0.0, time.monotonic()
         self.bad_step = torch.tensor(FINE, device=device)
         self.zero_sums()
@@ -78,7 +98,7 @@ class TrainState:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
         tensors |= {"loss_sum": self.loss_sum, "hits": self.hits, "bad_step": self.bad_step}
-        story = {"step": self.step, "seconds": self.seconds, "history": self.history}
+        story = {"step": self.step, "seconds": self.seconds, "history": self.history, "machines": self.machines}
         try:
             checkpoint.save(folder / "checkpoint.safetensors", tensors, story)
         except OSError as error:  # the run itself is sound: go on with the older checkpoint
@@ -115,6 +135,7 @@ class TrainState:
             saved.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": saved})
         self.step, self.seconds, self.history = story["step"], story["seconds"], story["history"]
+        self.machines = [*(it for it in story.get("machines", ()) if it not in self.machines), *self.machines]
         for name in ("loss_sum", "hits", "bad_step"):
             setattr(self, name, tensors[name].to(self.device))
 

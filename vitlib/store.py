@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +21,8 @@ import torch
 from vitlib import checkpoint
 from vitlib.data import Dataset
 from vitlib.data.tree import reason
-from vitlib.device import autocast_dtype, describe, pick
-from vitlib.engine import Outcome, Trainer
+from vitlib.device import pick
+from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.models import count
 from vitlib.objectives import Ensemble
@@ -29,7 +30,7 @@ from vitlib.paths import PACKAGE, results_dir, runs_dir
 from vitlib.progress import Progress
 from vitlib.recipe import NUMERICS, Recipe
 from vitlib.record import FORMAT, LIMIT, Run, answers, pack_bytes, pack_curve, read_record
-from vitlib.state import build_model
+from vitlib.state import Outcome, OutOfTime, build_model
 from vitlib.weights import save_weights
 
 KEEP_WEIGHTS = 64 * 2**20  # bytes: larger ones (the original's head) are not worth their room
@@ -70,7 +71,7 @@ class Store:
     ) -> Run:
         """Return the finished run, training it (and the run it starts from) when it is missing.
 
-        Raises vitlib.engine.OutOfTime at ``deadline`` (a ``time.monotonic()`` moment), UserError when the
+        Raises vitlib.state.OutOfTime at ``deadline`` (a ``time.monotonic()`` moment), UserError when the
         store cannot be written.
         """
         if found := self.find(recipe, seed, data, weights):
@@ -88,12 +89,12 @@ class Store:
         key = recipe.key(seed, data.fingerprint)
         work = self.root / f"{key}.work"
         try:
-            with self.lock(key):
+            with self.lock(key, deadline):
                 if found := self.find(recipe, seed, data, weights):  # another process was faster
                     return found
                 work.mkdir(exist_ok=True)
                 outcome = Trainer(recipe, seed, data, device, work, start, teacher, deadline, show).run()
-                return self._publish_local(work, make_record(recipe, seed, data, device, outcome), outcome, weights)
+                return self._publish_local(work, make_record(recipe, seed, data, outcome), outcome, weights)
         except OSError as error:
             raise UserError(
                 f"运行 {recipe.name} 的结果写不进 {self.root}（{reason(error)}）；"
@@ -128,14 +129,17 @@ class Store:
         return path
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str, deadline: float | None = None) -> Iterator[None]:
         """Hold a run's exclusive lock; the operating system frees it when the process dies, however it dies.
+
+        At ``deadline`` (a ``time.monotonic()`` moment) the wait for another process ends without it.
 
         The empty file stays: unlinking it would let a third process lock another file of the same name.
         """
         (self.root / "locks").mkdir(parents=True, exist_ok=True)
         with open(self.root / "locks" / key, "a+b") as file:
-            _acquire(file)
+            if not _acquire(file, deadline):
+                raise OutOfTime(key)
             yield
 
     def _publish_local(self, work: Path, record: dict[str, Any], outcome: Outcome, weights: bool) -> Run:
@@ -144,15 +148,18 @@ class Store:
             save_weights(work / "weights.safetensors", outcome.state, record)
         checkpoint.write_atomic(work / "record.json", json.dumps(record, ensure_ascii=False).encode())
         final = self.root / record["key"]
+        aside = self.root / f".{final.name}.old"
+        shutil.rmtree(aside, ignore_errors=True)
         if final.exists():  # a record without the weights now asked for: nothing else ever replaces a run
-            shutil.rmtree(final)
+            os.replace(final, aside)  # whole, as long as somebody may be reading it
         os.replace(work, final)
+        shutil.rmtree(aside, ignore_errors=True)
         # only now: a kill before the rename must find it, or hours of training are lost
         (final / "checkpoint.safetensors").unlink(missing_ok=True)
         return read_record(final / "record.json", published=any(self.published.glob(f"*-{final.name}.json")))
 
 
-def make_record(recipe: Recipe, seed: int, data: Dataset, device: torch.device, outcome: Outcome) -> dict[str, Any]:
+def make_record(recipe: Recipe, seed: int, data: Dataset, outcome: Outcome) -> dict[str, Any]:
     """Return the JSON-able record of a finished run."""
     with torch.device("meta"):  # shapes are enough to count
         model = build_model(recipe, data.num_classes, data.image_size)
@@ -164,36 +171,24 @@ def make_record(recipe: Recipe, seed: int, data: Dataset, device: torch.device, 
         predicted, confidence = answers(outcome.test_logits)
         accuracy = float((predicted == labels).mean())
     curves = {name: pack_curve(values) for name, values in outcome.history.items() if name not in ("epoch", "lr")}
+    (*others, machine) = outcome.machines  # a run that went on elsewhere has been trained by all of them
+    if others:
+        machine = {k: " + ".join({str(it[k]): 0 for it in outcome.machines}) for k in machine}
     fitted = sum(len(part) for part in data.split(seed=0)[:1]) if recipe.protocol == "study" else len(data.train)
     return {
-        "format": FORMAT,
-        "key": recipe.key(seed, data.fingerprint),
-        "name": recipe.name,
-        "seed": seed,
-        "numerics": NUMERICS,
-        "recipe": recipe.spec(),
+        "format": FORMAT, "key": recipe.key(seed, data.fingerprint), "numerics": NUMERICS,
+        "name": recipe.name, "seed": seed, "recipe": recipe.spec(),
         "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "provenance": data.provenance,
-            "class_names": list(data.class_names),
-            "class_counts": list(data.class_counts),
-            "train_images": fitted,
-            "test_images": len(data.test),
-            "image_size": data.image_size,
+            "name": data.name, "fingerprint": data.fingerprint, "provenance": data.provenance,
+            "class_names": list(data.class_names), "class_counts": list(data.class_counts),
+            "train_images": fitted, "test_images": len(data.test), "image_size": data.image_size,
         },
-        "accuracy": accuracy,
-        "failed": outcome.failed,
-        "params": cost.params,
-        "flops": cost.flops,
-        "history": curves,
-        "labels": pack_bytes(labels),
-        "predicted": pack_bytes(predicted),
-        "confidence": pack_bytes(confidence),
+        "accuracy": accuracy, "failed": outcome.failed, "params": cost.params, "flops": cost.flops, "history": curves,
+        "labels": pack_bytes(labels), "predicted": pack_bytes(predicted), "confidence": pack_bytes(confidence),
         "timing": {name: round(value, 3) for name, value in outcome.timing.items()},
-        "machine": describe(device) | {"dtype": str(autocast_dtype(device) or torch.float32).removeprefix("torch.")},
+        "machine": machine,
         "source": source_hash(),
-    }
+    }  # fmt: skip
 
 
 def source_hash() -> str:
@@ -204,7 +199,8 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _acquire(file: IO[bytes]) -> None:
+def _acquire(file: IO[bytes], deadline: float | None) -> bool:
+    """Lock the file, waiting until ``deadline`` at the latest; return whether it is locked."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows
@@ -214,9 +210,17 @@ def _acquire(file: IO[bytes]) -> None:
         while True:
             with contextlib.suppress(OSError):  # LK_LOCK gives up after ten tries, one a second
                 msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
-                return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        Progress.warn("另一个进程正在做同一个训练，等它做完。")
-        fcntl.flock(file, fcntl.LOCK_EX)
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+    waiting = False
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+        if not waiting:
+            Progress.warn("另一个进程正在做同一个训练，等它做完。")
+        waiting = True
+        time.sleep(0.2)

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ import torch
 from vitlib.data import Dataset
 from vitlib.data.long_tail import lt_ratios
 from vitlib.device import pick
-from vitlib.engine import OutOfTime
 from vitlib.errors import FailedRun, UserError
 from vitlib.evaluate import autocast
 from vitlib.models import count
@@ -27,7 +27,7 @@ from vitlib.progress import Progress
 from vitlib.recipe import Recipe
 from vitlib.recipes import VIT
 from vitlib.record import Run
-from vitlib.state import build_model
+from vitlib.state import OutOfTime, build_model
 from vitlib.store import Store
 
 H100_FLOPS = 100e12  # operations per second that training is assumed to reach on one H100, for price lists
@@ -89,8 +89,11 @@ def sweep(
     with Progress(len(todo), "计划", unit="次", show=show) as progress, contextlib.ExitStack() as stack:
         futures: dict[int, Future[bool]] = {}
         if workers > 1:
-            # as bytes: tensors would otherwise travel through shared memory, of which a container may have little
-            given = (pickle.dumps(data), store.root, store.published, end, workers)
+            # in a file: tensors would travel through shared memory, of which a container may have little, and the
+            # bytes through a pipe that a worker empties only after it has imported everything
+            parcel = Path(stack.enter_context(TemporaryDirectory())) / "data"
+            parcel.write_bytes(pickle.dumps(data))
+            given = (parcel, store.root, store.published, end, workers)
             how = multiprocessing.get_context("spawn")
             pool = stack.enter_context(ProcessPoolExecutor(workers, how, _begin, given))
             futures |= {id(job): pool.submit(_work, job) for job in todo if id(job) in lacking}
@@ -129,9 +132,10 @@ def _train(job: Job, data: Dataset, store: Store, end: float | None, show: bool)
 _given: tuple[Dataset, Store, float | None]  # what a worker process needs for all its jobs
 
 
-def _begin(data: bytes, root: Path, published: Path, end: float | None, workers: int) -> None:
+def _begin(data: Path, root: Path, published: Path, end: float | None, workers: int) -> None:
     global _given
-    _given = pickle.loads(data), Store(root, published), end
+    _given = pickle.loads(data.read_bytes()), Store(root, published), end
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -149,7 +153,7 @@ def _work(job: Job) -> bool:
 def calibrate(device: torch.device, seconds: float = 2.0) -> float:
     """Return the floating-point operations per second that training the modern ViT reaches here."""
     model = build_model(VIT, 10, 32).to(device)
-    batch = 32 if device.type == "cpu" else 512
+    batch = 32 if device.type == "cpu" else VIT.batch_size
     images = torch.randn(batch, 3, 32, 32, device=device)
     steps, started = 0, time.monotonic()
     while steps < 3 or time.monotonic() - started < seconds:
@@ -215,23 +219,13 @@ def price_list(todo: Sequence[Job], data: Dataset, store: Store) -> dict[str, An
     lacking = missing(todo, data, store)
     by_rate = [prices(lacking, len(data.train), rate) for rate in (calibrate(pick()), H100_FLOPS)]
     jobs = [
-        {
-            "tier": job.tier,
-            "label": job.label,
-            "recipe": job.recipe.name,
-            "seed": job.seed,
-            "epochs": job.recipe.epochs,
-            "done": job not in lacking,
-        }
+        {"tier": job.tier, "label": job.label, "recipe": job.recipe.name, "seed": job.seed, "epochs": job.recipe.epochs,
+         "done": job not in lacking}
         for job in todo
-    ]
+    ]  # fmt: skip
     tiers = [
-        {
-            "tier": tier,
-            "missing": sum(job.tier == tier for job in lacking),
-            "here_minutes": by_rate[0].get(tier, 0.0) / 60,
-            "h100_minutes": by_rate[1].get(tier, 0.0) / 60,
-        }
+        {"tier": tier, "missing": sum(job.tier == tier for job in lacking),
+         "here_minutes": by_rate[0].get(tier, 0.0) / 60, "h100_minutes": by_rate[1].get(tier, 0.0) / 60}
         for tier in sorted({job.tier for job in todo})
-    ]
+    ]  # fmt: skip
     return {"jobs": jobs, "tiers": tiers}

@@ -106,15 +106,11 @@ def load_long_tailed(factor: float, kind: str, size: int = 32, skip: bool = Fals
     counts = lt_counts(full.counts(len(ratios)), ratios)
     if min(counts) == 0:
         raise UserError("不平衡因子太大，最少的类一张图像也不剩。请把因子改小。")
-    return Dataset.of(
-        "cifar10-lt",
+    train, provenance = (
         full.take(pick(full.labels, counts, SEED)),
-        test,
-        CIFAR10_CHINESE,
         f"由{source}{told(factor, kind)}，测试集 {len(test):,} 张",
-        warnings,
-        skipped,
     )
+    return Dataset.of("cifar10-lt", train, test, CIFAR10_CHINESE, provenance, warnings, skipped)
 
 
 def _local() -> Path | None:

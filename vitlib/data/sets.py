@@ -209,17 +209,11 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """Return what there is to say of a data set, ready for JSON."""
     train, test = dataset.class_counts, dataset.test.counts(dataset.num_classes)
     return {
-        "name": dataset.name,
-        "provenance": dataset.provenance,
-        "synthetic": dataset.synthetic,
-        "fingerprint": dataset.fingerprint,
-        "image_size": dataset.image_size,
-        "train_images": len(dataset.train),
-        "test_images": len(dataset.test),
-        "imbalance": max(train) / min(train),
+        "name": dataset.name, "provenance": dataset.provenance, "synthetic": dataset.synthetic,
+        "fingerprint": dataset.fingerprint, "image_size": dataset.image_size,
+        "train_images": len(dataset.train), "test_images": len(dataset.test), "imbalance": max(train) / min(train),
         "classes": [
             {"id": c, "name": name, "train": train[c], "test": test[c]} for c, name in enumerate(dataset.class_names)
         ],
-        "warnings": list(dataset.warnings),
-        "skipped": list(dataset.skipped),
-    }
+        "warnings": list(dataset.warnings), "skipped": list(dataset.skipped),
+    }  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..augment import Augment
 from .vit import ViT
+from .weighted import precise
 
 
 class Projector(nn.Module):
@@ -35,7 +36,9 @@ class Projector(nn.Module):
         self.register_buffer("center", torch.zeros(prototypes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(self.layers(x), dim=-1), F.normalize(self.prototypes, dim=-1))
+        x = self.layers(x)
+        with precise(x.device):  # a temperature of 0.04 would make bfloat16's error 25 times as large
+            return F.linear(F.normalize(x.float(), dim=-1), F.normalize(self.prototypes, dim=-1))
 
 
 class DINO(ViT):

@@ -24,13 +24,15 @@ class EncoderModel(nn.Module):
     def load_encoder(self, state: Mapping[str, Tensor]) -> None:
         """Copy the encoder, BatchNorm's statistics included, from another model's ``state_dict()``.
 
-        The task layers keep their values; those in ``state`` are ignored.
+        The task layers keep their values; those in ``state`` are ignored. Of a student and its teacher, the moving
+        average of it, the teacher's is taken (Caron et al. 2021, arXiv:2104.14294, section 5.4).
 
         Raises:
             UserError: an entry of the encoder is missing, unknown or of another shape; nothing is copied.
         """
         own = {name: tensor for name, tensor in self.state_dict().items() if self._in_encoder(name)}
-        given = {name: tensor for name, tensor in state.items() if self._in_encoder(name)}
+        moving = {name.removeprefix("teacher."): it for name, it in state.items() if name.startswith("teacher.")}
+        given = {name: tensor for name, tensor in (moving or state).items() if self._in_encoder(name)}
         for name in sorted(own.keys() | given.keys()):
             if name not in own or name not in given or own[name].shape != given[name].shape:
                 raise UserError(

@@ -44,7 +44,8 @@ def merge(tokens: Tensor, size: Tensor, place: Tensor, left: int) -> tuple[Tenso
     # as a product with a matrix of weights: for 64 tokens several times faster than scattering D channels
     share = (size / new_size.gather(1, place))[:, None]
     weights = size.new_zeros(size.shape[0], left, size.shape[1]).scatter(1, place[:, None], share)
-    return weights.to(tokens.dtype) @ tokens, new_size
+    with precise(tokens.device):  # the stream between the blocks stays in float32
+        return weights.to(tokens.dtype) @ tokens, new_size
 
 
 def encode(model: ViT, tokens: Tensor, r: int) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -176,6 +176,8 @@ class ViT(EncoderModel):
                 f"图像大小 {height}×{width} 不合适：ViT 需要正方形图像，边长是 patch_size={self.patch_size} 的倍数。"
             )
         tokens = self.positions(rearrange(self.stem(images), "B D y x -> B (y x) D"))
+        # under autocast too, and without positions: a sum over all blocks is not for bfloat16
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         if self.prefix_tokens is not None:
             tokens = torch.cat([self.prefix_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         # laid out token by token: otherwise every block inherits the stem's layout, and copies where it computes
