@@ -4,6 +4,7 @@ Labels and predictions are class numbers 0 to K - 1, (images,); a confidence is 
 the predicted class. All measures are fractions; only the tables for readers are in percent.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -183,6 +184,13 @@ def group_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
 def epochs_to_stay(curve: np.ndarray, share: float = 0.9) -> int:
     """Return the epoch (1-based) from which a curve (epochs,), not empty, stays at ``share`` of its last value or above."""
     return 1 + len(curve) - int(np.argmax([*(curve[::-1] < share * curve[-1]), True]))
+
+
+def formats(runs: Sequence[Any]) -> str:
+    """Return in what number format runs were trained, as Chinese words; empty where the records do not tell."""
+    names = {"float32": "float32", "bfloat16": "bfloat16 与 float32 的混合精度"}
+    counted = Counter(str(run.machine["dtype"]) for run in runs if "dtype" in run.machine)
+    return "，".join(f"{times} 次用 {names.get(name, name)}" for name, times in counted.most_common())
 
 
 def _check(

@@ -10,6 +10,7 @@ from labreport.metrics import (
     confusion,
     epochs_to_stay,
     expected_calibration_error,
+    formats,
     per_class_recall,
     reliability,
     score_table,
@@ -91,6 +92,12 @@ def test_tables_for_readers():
     assert table["最差类别"][0] == "汽车" and table["最差类别召回率 / %"][0] == "75.0 ± 35.4"
     with pytest.raises(UserError, match="改进"):
         score_table({"改进": []})
+
+
+def test_number_formats_are_counted_the_commonest_first_and_old_records_do_not_tell():
+    runs = [SimpleNamespace(machine={"dtype": dtype}) for dtype in ("float32", "bfloat16", "bfloat16")]
+    assert formats([*runs, SimpleNamespace(machine={})]) == "2 次用 bfloat16 与 float32 的混合精度，1 次用 float32"
+    assert formats([SimpleNamespace(machine={})]) == ""
 
 
 def test_the_confidence_of_bare_cosines_is_not_judged_as_a_probability():
