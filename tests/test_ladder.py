@@ -59,7 +59,10 @@ def test_the_processors_ladder_changes_one_thing_a_step_and_then_grows():
 def test_one_ingredient_less_is_all_the_others(name):
     less, changes = without(name), STEPS[name][1]
     assert less.spec() != BEST.spec() and less.protocol == "refit"
-    assert less.but(**changes | ({"teacher": BEST.teacher} if name == "teacher" else {})).spec() == BEST.spec()
+    taught = {"teacher": BEST.teacher} if name in ("teacher", "balance") else {}
+    assert less.but(**changes | taught).spec() == BEST.spec()
+    if name == "balance":  # nothing of it is balanced, the teacher neither
+        assert less.loss == less.teacher.loss == "cross_entropy" and BEST.teacher.loss != "cross_entropy"
     assert recipe_named(f"best-without-{name}") == less and recipe_named("best") is BEST  # as a command knows them
     assert name == "long" or recipe_named(f"ladder-{name}") in dict(LADDER).values()
 

@@ -89,8 +89,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
             wanted = [(job.factor, job.recipe, job.seed) for job in todo]
             wanted += [(job.factor, *it) for job in missing(todo, data, store) for it in _before(job.recipe, job.seed)]
             keys = [r.key(seed, plans.tailed(data, factor).fingerprint) for factor, r, seed in wanted]
-            left_out = export(store, keys, options.export)
-            if left_out:
+            if left_out := export(store, keys, options.export):
                 print(f"没有装进导出文件：{'、'.join(left_out)}", file=sys.stderr)
     if options.publish:
         for run in done.runs:

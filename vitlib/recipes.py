@@ -137,6 +137,8 @@ def without(name: str) -> Recipe:
         field: {key: getattr(VIT, field).get(key) for key in value} if isinstance(value, dict) else getattr(VIT, field)
         for field, value in STEPS[name][1].items()
     }
+    # nor may balance be had from a balanced teacher
+    back |= {"teacher": TEACHER.but(name="teacher-plain", loss=VIT.loss)} if name == "balance" else {}
     return BEST.but(name=f"best-without-{name}", **back)
 
 
