@@ -293,7 +293,7 @@ def test_markdown_formulas_become_mathml():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("members:\n - {name: 甲, work: 一, share: 60}\n - {name: 乙, work: 二, share: 30}", "加起来是 90%"),
+        ("members:\n - {name: 甲, work: 一, share: 60}\n - {name: 乙, work: 二, share: 30}", "加起来是 90 %"),
         ("members:\n - {name: 甲, share: 100}", "第 1 位成员缺 name 或 work"),
         ("members:\n - {name: 甲, work: 一, share: 一半}", "share='一半' 应是"),
         ("members: []", "没有 members 列表"),
