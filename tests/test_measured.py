@@ -8,7 +8,7 @@ import pytest
 from toy import PLAIN, toy
 
 from labreport.analysis import measured as module
-from labreport.analysis.measured import measured
+from labreport.analysis.measured import already, measured
 from labreport.study import Study
 from vitlib.errors import UserError
 from vitlib.plans import Job, Profile
@@ -70,7 +70,15 @@ def test_more_seeds_do_not_undo_a_measurement(tmp_path):
     assert measured(more, "speed", never)["images"] == 20
 
 
-@pytest.mark.parametrize("keys", [("a",), ("a", "c"), ("a", "b", "c")])
+def test_runs_that_came_later_do_not_undo_it_either_but_do_not_count_as_measured(tmp_path):
+    published(tmp_path, "a", "b")
+    assert measured(study("published", "c", "b", "a"), "speed", never)["images"] == 20
+    assert already("2.4-speed.json", ["a", "b"]) and already("2.4-speed.json", ["a", "b", "c"]) is None
+    again = measured(study("published", "a"), "speed", lambda: {"images": 7}, keys=["a", "b", "c"])
+    assert again["images"] == 7  # what names its runs is made on all of them
+
+
+@pytest.mark.parametrize("keys", [("a",), ("a", "c")])
 def test_other_runs_are_measured_anew(tmp_path, keys):
     published(tmp_path, "a", "b")
     assert measured(study("published", *keys), "speed", lambda: {"images": 7})["images"] == 7

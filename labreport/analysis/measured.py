@@ -3,8 +3,8 @@
 A latency, or the answers of a quantised model, is in no run's record, and a machine without the weights, the images or
 the GPU cannot measure it again. So every measurement is written to the folder ``measured/<profile>`` of the run store,
 beside the keys of the runs of the first seed, so that more seeds do not undo it; :func:`publish_report` copies those of
-a profile to ``report/results/measured/``, and the profile ``published`` reads them there as long as these runs are
-still the same.
+a profile to ``report/results/measured/``, and the profile ``published`` reads them there as long as all these runs are
+still there. Runs that came later do not undo it either: of them it holds nothing.
 """
 
 import base64
@@ -46,7 +46,8 @@ def measured(
     runs = sorted({group[0].key for group in study.runs.values() if group} if keys is None else keys)
     file = f"{study.section}-{name}.json"
     published = study.profile == "published" or keys is not None
-    if published and (found := already(file, runs)) is not None:
+    found = _read(results_dir() / "measured" / file, runs, later=keys is None) if published else None
+    if found is not None:
         return found
     return keep(runs_dir() / "measured" / study.profile / file, runs, measure())
 
@@ -57,7 +58,7 @@ def already(file: str, runs: Sequence[str]) -> dict[str, Any] | None:
     Raises:
         UserError: it cannot be read.
     """
-    return _read(results_dir() / "measured" / file, sorted(runs))
+    return _read(results_dir() / "measured" / file, sorted(runs), later=False)
 
 
 def keep(path: Path, runs: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
@@ -86,20 +87,21 @@ def publish_report(profile: str, data: str) -> list[Path]:
     folder = results_dir() / "measured"
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted((runs_dir() / "measured" / chosen.name).glob("*.json")):
-        if _read(folder / path.name, json.loads(path.read_text("utf-8"))["runs"]) is not None:
+        if _read(folder / path.name, json.loads(path.read_text("utf-8"))["runs"], later=False) is not None:
             continue
         write_atomic(folder / path.name, path.read_bytes())
         out.append(folder / path.name)
     return out
 
 
-def _read(path: Path, runs: list[str]) -> dict[str, Any] | None:
-    """Return the published values, or None where there are none of these runs."""
+def _read(path: Path, runs: list[str], later: bool) -> dict[str, Any] | None:
+    """Return the published values, or None where there are none of these runs; with ``later`` of some of them will do."""
     if not path.exists():
         return None
     try:
         story = json.loads(path.read_text("utf-8"), object_hook=_unpacked)
-        return dict(story["values"]) if story["runs"] == runs else None
+        made_on = set(story["runs"])
+        return dict(story["values"]) if made_on == set(runs) or (later and made_on and made_on < set(runs)) else None
     except (ValueError, LookupError, TypeError, zlib.error) as error:
         raise UserError(f"测量记录 {path} 读不出来（{error}）；请重新取得这个文件，或删去它以重新测量。") from error
 
