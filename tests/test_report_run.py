@@ -66,7 +66,7 @@ def test_wrong_members_stop_the_build_before_anything_runs(tmp_path):
     members = tmp_path / "members.yml"
     members.write_text("members:\n - {name: 甲, work: 一, share: 90}", "utf-8")
     book = source_notebook(tmp_path, "2.1_a")
-    with pytest.raises(UserError, match="加起来是 90%"):
+    with pytest.raises(UserError, match="加起来是 90 %"):
         build_report(profile="smoke", data="synthetic", out_dir=tmp_path / "out", notebooks=[book], members=members)
     assert not (tmp_path / "out/notebooks").exists()
 
