@@ -157,7 +157,7 @@ def test_no_line_of_text_begins_with_a_percent_sign():
 def test_synthetic_data_is_named_on_the_front_page(page):
     assert "合成数据" in page.header.select_one(".notice").get_text()
     _, text = page.header.get_text(), page.header.select_one(".members").get_text()
-    assert "组员甲" in text and "50%" in text
+    assert "组员甲" in text and "50\N{NO-BREAK SPACE}%" in text
 
 
 def test_real_data_gives_no_notice(tmp_path, without_fonts):
