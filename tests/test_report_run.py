@@ -239,7 +239,7 @@ def test_a_table_wider_than_the_page_is_told(tmp_path, capsys):
     head = "<meta charset='utf-8'><style>@page { size: A4; margin: 20mm }</style>"
     html = f'<!doctype html><html lang="zh"><head>{head}</head><body><nav></nav><table><tr>{row}</tr></table></body></html>'
     make_pdf(html, tmp_path / "wide.pdf", find_browser())
-    assert re.search(r"缩到了 \d+%", capsys.readouterr().err)
+    assert re.search(r"缩到了 \d+ %", capsys.readouterr().err)
     with Pdf.open(tmp_path / "wide.pdf") as document:
         assert shrunk_to(document) < 0.9
 
