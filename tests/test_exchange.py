@@ -116,9 +116,8 @@ def test_a_file_larger_than_a_zip_goes_in_parts_and_comes_back_whole(tmp_path, m
     assert len(import_runs(elsewhere, tmp_path / "out", publish=False)) == 3
     for seed in range(3):
         mine, its = (s.find(SHORT, seed, data, weights=True).weights_path() for s in (trained, elsewhere))
-        assert (
-            mine.read_bytes() == its.read_bytes() and [*its.parent.iterdir()].sort() == [*mine.parent.iterdir()].sort()
-        )
+        assert mine.read_bytes() == its.read_bytes()
+        assert not [path for path in its.parent.iterdir() if "of" in path.name]  # no part is left
 
 
 def test_what_lacks_a_part_is_left_away(tmp_path, monkeypatch, elsewhere, data):
@@ -356,7 +355,7 @@ def test_a_record_must_be_the_one_its_folder_names(trained, elsewhere, tmp_path)
         changed = json.loads(record) | wrong
         key = changed["key"]
         pack(tmp_path / "out" / "runs-0.zip", {f"{key}/record.json": json.dumps(changed).encode()})
-        assert not refuse(elsewhere, tmp_path / "out", "读不出来").startswith("Traceback")
+        refuse(elsewhere, tmp_path / "out", "读不出来")
 
 
 def test_a_folder_without_an_export_is_refused(elsewhere, tmp_path):

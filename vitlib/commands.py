@@ -176,7 +176,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run a benchmark: bench, speedrun or steps."""
+    """Run a benchmark: bench or speedrun."""
     from vitlib.paths import checkout
 
     if checkout() is None:
