@@ -74,9 +74,7 @@ def build_parser() -> Parser:
 
     sub = command("bench", commands.measure, "与其他实现比较速度（需要源码仓库和 bench 附加依赖）")
     sub.set_defaults(benchmark="bench")
-    sub.add_argument(
-        "--full", action="store_true", help="完整的网格：三种批大小，每个模型都编译（GPU 上估计一刻钟，尚未测过）"
-    )
+    sub.add_argument("--full", action="store_true", help="完整的网格：三种批大小，每个模型都编译（费时得多）")
     sub.add_argument("--models", nargs="+", metavar="模型", help="只量这些实现，如 ours timm；默认全部")
     sub.add_argument("--seconds", type=float, default=20.0, metavar="秒", help="每组轮流计时的时间，默认 20")
     sub.add_argument("--out", type=Path, metavar="文件", help="把全部数值写成 JSON 文件")
