@@ -38,6 +38,9 @@ RECIPES = {
         protocol="refit",
     ),
     "vit with hybrid stem, by Muon": VIT.but(**COMMON, model_args={"stem": "hybrid"}, optimizer="muon", lr=3e-3),
+    "vit with wide stem, by Muon": VIT.but(
+        **COMMON, model_args={"stem": "wide", "norm": "batch", "layer_scale": 0.1}, optimizer="muon", lr=3e-3
+    ),
     "original": ORIGINAL.but(**COMMON),
     "original, corrected": ORIGINAL.but(
         **COMMON, model_args={"attention_noise": "dropout"}, loss="focal", loss_args={"mining": "hard"}

@@ -75,6 +75,7 @@ def test_models_by_name():
         ("vit", {"stem": "conv", "patch_size": 1}, ["2 的幂"]),
         ("vit", {"stem": "hybrid", "patch_size": 1}, ["hybrid", "2 的幂"]),
         ("vit", {"stem": "pooled", "patch_size": 1}, ["pooled", "2 的幂"]),
+        ("vit", {"stem": "wide", "patch_size": 1}, ["wide", "2 的幂"]),
         ("vit", {"stem": "pooled", "d_model": 8}, ["pooled", "d_model", "11"]),
         ("vit", {"stem": "conv", "patch_size": 6, "img_size": 36}, ["2 的幂", "6"]),
         ("original", {"classifier": 1}, ["classifier=1"]),

@@ -1,4 +1,4 @@
-"""Shifted patch tokens, local attention and the distillation token of the modern ViT."""
+"""Shifted patch tokens, the wide stem, local attention and the distillation token of the modern ViT."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
 from vitlib.models.attention import Attention
-from vitlib.models.embedding import ShiftedStem
+from vitlib.models.embedding import ShiftedStem, WideStem
 from vitlib.posthoc import PostHoc
 
 SMALL = {"d_model": 32, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 64, "patch_size": 8}
@@ -73,6 +73,18 @@ def test_the_distillation_token_has_a_head_of_its_own(pool):
     assert without.num_prefix_tokens == model.num_prefix_tokens - 1 and without.distill_head is None
 
 
+def test_the_wide_stem_begins_by_passing_on_what_does_not_narrow():
+    stem, x = WideStem(3, 256, 8), torch.randn(2, 64, 8, 8)
+    convolutions = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [24, 64, 64, 256, 256, 256, 256]
+    torch.testing.assert_close(convolutions[2](x), x)
+    torch.testing.assert_close(convolutions[3](x)[:, :64], x)
+    assert convolutions[3](x)[:, 64:].std() > 0.1 and not torch.allclose(convolutions[0](x[:, :3])[:, :3], x[:, :3])
+    *_, narrows, last = [layer for layer in WideStem(3, 16, 4).modules() if isinstance(layer, nn.Conv2d)]
+    assert narrows.weight.count_nonzero() == narrows.weight.numel()  # 64 channels into 16 cannot be passed on
+    torch.testing.assert_close(last(x[:, :16]), x[:, :16])
+
+
 @pytest.mark.parametrize(
     "switch",
     [
@@ -83,11 +95,14 @@ def test_the_distillation_token_has_a_head_of_its_own(pool):
         {"stem": "hybrid", "patch_size": 2, "img_size": 16},
         {"stem": "pooled"},
         {"stem": "pooled", "patch_size": 8, "norm": "batch"},
+        {"stem": "wide"},
+        {"stem": "wide", "patch_size": 8, "norm": "batch", "layer_scale": 0.1},
     ],
 )
 def test_switches_work_with_one_graph_and_in_half_precision(switch):
     model, side = small(**switch), switch.get("img_size", 32)
     images = torch.randn(2, 3, side, side)
+    torch.compiler.reset()  # which gives up after eight versions of one function
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images))
     with torch.autocast("cpu", torch.bfloat16):

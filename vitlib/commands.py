@@ -21,9 +21,8 @@ def show_data(options: argparse.Namespace) -> dict[str, Any]:
 
     facts = describe(load(options.source, skip_unreadable=options.skip_unreadable))
     if not options.json:
-        print(
-            f"{facts['provenance']}\n数据指纹 {facts['fingerprint']}，图像 {facts['image_size']}×{facts['image_size']}"
-        )
+        side = facts["image_size"]
+        print(f"{facts['provenance']}\n数据指纹 {facts['fingerprint']}，图像 {side}×{side}")
         for row in facts["classes"]:
             print(f"  {row['id']}  {row['name']}\t训练 {row['train']:>6,}\t测试 {row['test']:>6,}")
         print(

@@ -221,11 +221,8 @@ class Job:
 @lru_cache(maxsize=4)  # many jobs ask for the same cut
 def tailed(data: Dataset, factor: float) -> Dataset:
     """Return the data that an entry or a job of this ``factor`` trains on: CIFAR-10-LT where CIFAR-10 is at hand."""
-    if (
-        factor
-        and data.name == "cifar10"
-        and data.fingerprint == load("cifar10", image_size=data.image_size).fingerprint
-    ):
+    whole = factor and data.name == "cifar10" and load("cifar10", image_size=data.image_size)
+    if whole and whole.fingerprint == data.fingerprint:
         return load("cifar10-lt", image_size=data.image_size, imbalance_factor=factor)
     return long_tail(data, factor) if factor else data
 

@@ -106,10 +106,8 @@ def load_long_tailed(factor: float, kind: str, size: int = 32, skip: bool = Fals
     counts = lt_counts(full.counts(len(ratios)), ratios)
     if min(counts) == 0:
         raise UserError("不平衡因子太大，最少的类一张图像也不剩。请把因子改小。")
-    train, provenance = (
-        full.take(pick(full.labels, counts, SEED)),
-        f"由{source}{told(factor, kind)}，测试集 {len(test):,} 张",
-    )
+    train = full.take(pick(full.labels, counts, SEED))
+    provenance = f"由{source}{told(factor, kind)}，测试集 {len(test):,} 张"
     return Dataset.of("cifar10-lt", train, test, CIFAR10_CHINESE, provenance, warnings, skipped)
 
 

@@ -5,6 +5,7 @@ the patch grid, D width (d_model); y and x count rows and columns of the grid.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, pairwise
 
 import torch
@@ -84,12 +85,37 @@ class PooledStem(HybridStem):
             yield [*image, ConvUnit(before, after, pool=2), Shortcut(ConvUnit(after, after))]
 
 
+class WideStem(HybridStem):
+    """The pooled stem closer to its model: GELU, no shortcuts, and widths that do not depend on D but in the last stage.
+
+    A convolution that does not narrow begins by passing its input on (Jordan 2024, section 3.3), and learns what else
+    to do with it. Widths: 24 at the image's side, 64 in the first stage, D in the last, 256 between.
+    """
+
+    def __init__(self, in_channels: int, d_model: int, patch_size: int):
+        super().__init__(in_channels, d_model, patch_size)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and in_channels < module.in_channels <= module.out_channels:
+                nn.init.dirac_(module.weight.data[: module.in_channels])
+
+    @staticmethod
+    def stages(in_channels: int, d_model: int, stages: int) -> Iterator[list[nn.Module]]:
+        """See :meth:`HybridStem.stages`."""
+        widths = [24, *[64, *[256] * stages][: stages - 1], d_model]
+        unit = partial(ConvUnit, activation=nn.GELU)
+        for i, (before, after) in enumerate(pairwise(widths)):
+            yield [*([] if i else [unit(in_channels, before)]), unit(before, after, pool=2), unit(after, after)]
+
+
 class ConvUnit(nn.Sequential):
     """Convolution, max-pooling where ``pool`` is above 1, BatchNorm, ReLU: (B, C, S, S) -> (B, C', S', S')."""
 
-    def __init__(self, before: int, after: int, size: int = 3, stride: int = 1, padding: int = 1, pool: int = 1):
+    def __init__(
+        self, before: int, after: int, size: int = 3, stride: int = 1, padding: int = 1, pool: int = 1,
+        activation: type[nn.Module] = nn.ReLU,
+    ):  # fmt: skip
         convolution = nn.Conv2d(before, after, size, stride, padding, bias=False)
-        super().__init__(convolution, *[nn.MaxPool2d(pool)] * (pool > 1), nn.BatchNorm2d(after), nn.ReLU())
+        super().__init__(convolution, *[nn.MaxPool2d(pool)] * (pool > 1), nn.BatchNorm2d(after), activation())
 
 
 class Shortcut(nn.Sequential):
@@ -121,7 +147,8 @@ class ShiftedStem(nn.Module):
 
 
 STEMS: dict[str, type[nn.Module]] = {
-    "patch": PatchStem, "conv": ConvStem, "hybrid": HybridStem, "pooled": PooledStem, "shifted": ShiftedStem,
+    "patch": PatchStem, "conv": ConvStem, "hybrid": HybridStem, "pooled": PooledStem, "wide": WideStem,
+    "shifted": ShiftedStem,
 }  # fmt: skip
 
 
