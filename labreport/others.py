@@ -16,6 +16,7 @@ from labreport.metrics import run_scores
 from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, points, spaced, summary
 from labreport.study import SHORTEST
 from vitlib.data.course import TRAIN_COUNTS
+from vitlib.models.embedding import STEMS, HybridStem
 from vitlib.paths import share
 from vitlib.recipe import Recipe
 from vitlib.recipes import CPU_LADDER, CPU_MILD, CPU_PLAIN, CPU_POOLED, CPU_WIDE, RECIPES
@@ -63,6 +64,11 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def titled(what: Run | Recipe) -> str:
     """Return what :func:`on_whole_data` calls a recipe, or the recipe of a run."""
     return f"{what.name}（{what.epochs} 轮）"
+
+
+def is_hybrid(recipe: Recipe) -> bool:
+    """Whether a small convolutional network makes the tokens, however it is built."""
+    return issubclass(STEMS[recipe.model_args.get("stem", "patch")], HybridStem)
 
 
 def on_validation(runs: Iterable[Run]) -> dict[str, Run]:

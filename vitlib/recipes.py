@@ -158,7 +158,7 @@ CPU_MILD = CPU_POOLED.but(
     name="cpu-mild", epochs=16, weight_decay=0.2, augment={"trivial": None, "erase": 0.25},
 )  # fmt: skip
 # A wider stem that begins near the identity, whole images from the first epoch, and blocks that begin as almost nothing:
-# in two epochs what cpu-pooled reaches in four (benchmarks/RECIPE.md).
+# in two epochs about what cpu-pooled reaches in four (benchmarks/RECIPE.md).
 CPU_WIDE = CPU_MILD.but(
     name="cpu-wide", epochs=8, warmup_epochs=0.4, loss_args={"label_smoothing": 0.2},
     model_args={"stem": "wide", "layer_scale": 0.1}, augment={"crop": 2, "erase": None, "shrink": None},
