@@ -41,6 +41,7 @@ KEYS = {
     "cpu-pooled": "c28c37d6a9096c55",
     "cpu-mild": "dc62a258a52c907d",
     "cpu-wide": "75fa4afb2e94b766",
+    "cpu-again": "2bc21cc8c0b6eabd",
     "cpu-light": "4fd9f61d3bb3bedf",
     "cpu-child": "832c8eaf6999d2c0",
     "fast": "5e711a1b0e320b13",

@@ -154,14 +154,18 @@ CPU_POOLED = CPU_VARIED.but(
 )  # fmt: skip
 # The same network in half the time, with mild augmentation and weights that decay fast enough for the steps to stay
 # long beside them: 92 % of its training images instead of 78, and no more of others (benchmarks/RECIPE.md).
-CPU_MILD = CPU_POOLED.but(
-    name="cpu-mild", epochs=16, weight_decay=0.2, augment={"trivial": None, "erase": 0.25},
-)  # fmt: skip
+CPU_MILD = CPU_POOLED.but(name="cpu-mild", epochs=16, weight_decay=0.2, augment={"trivial": None, "erase": 0.25})
 # A wider stem that begins near the identity, whole images from the first epoch, and blocks that begin as almost nothing:
 # in two epochs about what cpu-pooled reaches in four (benchmarks/RECIPE.md).
 CPU_WIDE = CPU_MILD.but(
     name="cpu-wide", epochs=8, warmup_epochs=0.4, loss_args={"label_smoothing": 0.2},
     model_args={"stem": "wide", "layer_scale": 0.1}, augment={"crop": 2, "erase": None, "shrink": None},
+)  # fmt: skip
+# The same network once more, from where cpu-wide ended: on pictures varied as cpu-varied's are, which it has not
+# learned by heart, and with what it said of them before as half of the aim.
+CPU_AGAIN = CPU_WIDE.but(
+    name="cpu-again", init_from=CPU_WIDE, transfer="all", teacher=CPU_WIDE, distill={"temperature": 2.0},
+    augment={"trivial": True},
 )  # fmt: skip
 # The way to cpu-varied, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
 # is the time. AdamW has the rate it had before Muon, then with batches of 64; unlike Muon's it was never swept
@@ -177,7 +181,7 @@ CPU_LADDER = [
 # The child of cpu-long, of a quarter of the weights, which also imitates it.
 CPU_LIGHT = CPU_LONG.but(
     name="cpu-light", model_args={"d_model": 80, "ffn_hidden_channels": 160}, teacher=CPU_LONG,
-    distill={"kind": "soft", "weight": 0.5, "temperature": 2.0},
+    distill={"temperature": 2.0},
 )  # fmt: skip
 # The child of cpu-varied, as varied as its teacher and longer than cpu-light: a child that imitates needs patience.
 CPU_CHILD = CPU_LIGHT.but(name="cpu-child", teacher=CPU_VARIED, epochs=30, augment={"trivial": True})
@@ -190,10 +194,10 @@ FAST = Recipe(
 )  # fmt: skip
 
 RECIPES = {
-    recipe.name: recipe
-    for recipe in (
+    recipe.name: recipe for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_MILD, CPU_WIDE, CPU_LIGHT, CPU_CHILD, FAST,
+        *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_MILD, CPU_WIDE, CPU_AGAIN, CPU_LIGHT, CPU_CHILD,
+        FAST,
     )
 }  # fmt: skip
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from vitlib.errors import UserError
 
 CIFAR10_CHINESE = ("飞机", "汽车", "鸟", "猫", "鹿", "狗", "青蛙", "马", "船", "卡车")
-CIFAR10_ENGLISH = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+CIFAR10_ENGLISH = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def class_ids(folders: Sequence[str], class_names: Sequence[str]) -> dict[str, int]:
