@@ -157,7 +157,11 @@ def gains_told(steps: Sequence[Comparison]) -> str:
 
     def change(step: Comparison) -> str:
         after, before = (epochs[name] for name in step.names)
-        return step.names[0].removeprefix("+ ").replace(f"{after} 轮", f"轮数由 {before} 增至 {after}")
+        return (
+            step.names[0]
+            .removeprefix("+ ")
+            .replace(f"{after} 轮", f"轮数由 {before} {'增' if after > before else '减'}至 {after}")
+        )
 
     told = []
     for outcome, words in says.items():

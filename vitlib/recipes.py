@@ -61,8 +61,7 @@ TEACHER = Recipe(
 # Pre-training without labels at VIT's total compute: half of it by masks, at a third of the cost an epoch (He et al.
 # 2022), or by crops, at three times the cost (Caron et al. 2021); half of it fine-tuning.
 MAE_PRETRAIN = Recipe(
-    name="vit-mae-pretrain", model="mae", objective="mae", epochs=150, batch_size=128,
-    augment={"flip": True, "crop": 4},
+    name="vit-mae-pretrain", model="mae", objective="mae", epochs=150, batch_size=128, augment={"flip": True, "crop": 4},
 )  # fmt: skip
 VIT_MAE = VIT.but(name="vit-mae", epochs=50, init_from=MAE_PRETRAIN)
 DINO_PRETRAIN = Recipe(
@@ -167,7 +166,7 @@ CPU_AGAIN = CPU_WIDE.but(
     name="cpu-again", init_from=CPU_WIDE, transfer="all", teacher=CPU_WIDE, distill={"temperature": 2.0},
     augment={"trivial": True},
 )  # fmt: skip
-# The way to cpu-varied, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
+# The way to cpu-again, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
 # is the time. AdamW has the rate it had before Muon, then with batches of 64; unlike Muon's it was never swept
 # (benchmarks/RECIPE.md).
 CPU_PLAIN = CPU.but(
@@ -177,6 +176,7 @@ CPU_LADDER = [
     *climb(("线性图像块（4 轮）", CPU_PLAIN), "cpu-with", {name: STEPS[name] for name in ("stem", "pool", "balance")}),
     ("+ Muon 优化器", CPU.but(name="cpu-with-muon", epochs=CPU_PLAIN.epochs)), ("+ 9 轮", CPU),
     ("+ 加宽、随机擦除、16 轮", CPU_LONG), ("+ 40 轮", CPU_LONGEST), ("+ TrivialAugment", CPU_VARIED),
+    ("换加宽混合的茎部，8 轮", CPU_WIDE), ("+ 从所得权重出发再学一遍", CPU_AGAIN),
 ]  # fmt: skip
 # The child of cpu-long, of a quarter of the weights, which also imitates it.
 CPU_LIGHT = CPU_LONG.but(
@@ -196,8 +196,7 @@ FAST = Recipe(
 RECIPES = {
     recipe.name: recipe for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_MILD, CPU_WIDE, CPU_AGAIN, CPU_LIGHT, CPU_CHILD,
-        FAST,
+        *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_MILD, CPU_LIGHT, CPU_CHILD, FAST,
     )
 }  # fmt: skip
 
