@@ -41,20 +41,28 @@ def test_a_figure_that_may_be_missing_is_only_spoken_of_beside_it(cells):
 
 def test_what_sets_a_recipe_apart_is_read_from_its_run(cells):
     """Another recipe under the same name gives another sentence; the order of its switches gives none."""
-    sources, told = {cell.id: cell.source for cell in cells}, []
+    sources = {cell.id: cell.source for cell in cells}
     longer = RECIPES["cpu-long"].but(epochs=5, weight_decay=0.2, augment={"flip": None, "crop": None, "erase": 0.25})
     longer = longer.but(augment={"flip": True})  # now the last of its switches
-    whole = {it.name: [SimpleNamespace(name=it.name, recipe=it)] for it in (RECIPES["cpu"], longer, RECIPES["vit"])}
-    given = {
-        "whole": whole, "show": SimpleNamespace(text=told.append), "stats": stats, "RECIPES": RECIPES,
-        "model_defaults": model_defaults, "recipe_named": recipe_named,
-    }  # fmt: skip
-    for cell in ("recipe-words", "others-recipes"):
-        exec(sources[cell], given)
-    (words,) = told
+
+    def words_on(*recipes):
+        whole, told = {it.name: [SimpleNamespace(name=it.name, recipe=it)] for it in recipes}, []
+        given = {
+            "whole": whole, "show": SimpleNamespace(text=told.append), "stats": stats, "RECIPES": RECIPES,
+            "model_defaults": model_defaults, "recipe_named": recipe_named,
+        }  # fmt: skip
+        for cell in ("recipe-words", "others-recipes"):
+            exec(sources[cell], given)
+        (words,) = told
+        return words
+
+    words = words_on(RECIPES["cpu"], longer, RECIPES["vit"])
     assert "`cpu-long` 从 `cpu` 改来：宽度由 128 改为 192，轮数由 9 改为 5，权重衰减由 0.05 改为 0.2，" in words
-    assert "数据增强增加随机擦除，去掉平移裁剪。" in words and "翻转" not in words and "vit" not in words
-    assert "块数（2）" in words and "轮数（" not in words and "TrivialAugment" not in words
+    assert "数据增强增加随机擦除 0.25，去掉平移裁剪 4 像素。" in words and "翻转" not in words and "vit" not in words
+    assert "块数（2）" in words and "轮数（9" not in words and "TrivialAugment" not in words
+    again = words_on(RECIPES["cpu-again"])  # learned with labels before, which is no pre-training
+    assert "数据增强增加 TrivialAugment，教师由无改为 cpu-wide，权重的起点由无改为 cpu-wide。" in again
+    assert "预训练" not in again
 
 
 @pytest.mark.slow
