@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score
 
 from labreport.stats import summary
+from vitlib.data.sets import held_out
 from vitlib.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,6 +155,12 @@ def score_table(runs_by_label: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
         row["最差类别召回率 / %"] = summary(recalls[:, worst].tolist()).percent
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def fitted_counts(run: Any) -> np.ndarray:
+    """Return the images of each class (int) that a run learned from: a study holds some out for validation."""
+    counts = np.array(run.data["class_counts"])
+    return counts - held_out(counts.tolist()) if run.recipe.protocol == "study" else counts
 
 
 def class_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:

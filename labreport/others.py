@@ -9,18 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import pandas as pd
+import torch
 from scipy.stats import norm
 from scipy.stats import t as student
 
 from labreport.metrics import run_scores
 from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, points, spaced, summary
 from labreport.study import SHORTEST
+from vitlib.cost import count
 from vitlib.data.course import TRAIN_COUNTS
 from vitlib.models.embedding import STEMS, HybridStem
 from vitlib.paths import share
 from vitlib.recipe import Recipe
 from vitlib.recipes import CPU_AGAIN, CPU_LADDER, CPU_MILD, CPU_PLAIN, CPU_POOLED, CPU_WIDE, RECIPES
 from vitlib.record import Run
+from vitlib.state import build_model
 
 TEST_IMAGES = 4870
 PROXY = "proxy"  # what benchmarks/trial.py calls the data set whose test set is the validation split
@@ -62,8 +65,12 @@ def on_whole_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def titled(what: Run | Recipe) -> str:
-    """Return what :func:`on_whole_data` calls a recipe, or the recipe of a run."""
-    return f"{what.name}（{what.epochs} 轮）"
+    """Return what :func:`on_whole_data` calls a recipe, or the recipe of a run.
+
+    Epochs of a recipe whose weights it starts from are told as well, as in 8 + 8: they were learned from, too.
+    """
+    start = (what if isinstance(what, Recipe) else what.recipe).init_from
+    return f"{what.name}（{f'{start.epochs} + ' if start else ''}{what.epochs} 轮）"
 
 
 def is_hybrid(recipe: Recipe) -> bool:
@@ -92,6 +99,42 @@ def contenders(whole: Mapping[str, Sequence[Run]], best: str, judged: Mapping[st
     """
     joined = [titled(recipe) for recipe in (CPU_POOLED, CPU_MILD, CPU_WIDE, CPU_AGAIN)]
     return [label for label in joined if {label, best} <= whole.keys() and not {label, best} <= judged.keys()]
+
+
+def blocks_share_told(recipes: Mapping[str, Recipe]) -> str:
+    """Return how much of each recipe's model lies in the encoder's blocks, by label, as one Chinese clause."""
+    told = []
+    for label, recipe in recipes.items():
+        with torch.device("meta"):
+            whole, bare = (count(build_model(it, 10, 32)) for it in (recipe, without_blocks(recipe)))
+        params, flops = 1 - bare.params / whole.params, 1 - bare.flops / whole.flops
+        told.append(f"{label}的编码器块占参数的 {100 * params:.0f} %、前向运算量的 {100 * flops:.0f} %")
+    return spaced("，".join(told))
+
+
+def without_blocks(recipe: Recipe) -> Recipe:
+    """Return the recipe whose tokens go from the stem straight to the pooling: what its blocks are worth, it tells."""
+    return recipe.but(model_args={"num_layers": 0})
+
+
+def blocks_told(recipes: Mapping[str, Recipe], runs: Iterable[Run]) -> str:
+    """Return what the blocks behind a convolutional stem are, and what a trial without them says, as Chinese sentences.
+
+    The trials are pairs of benchmarks/trial.py, judged by the validation split: a recipe, and the same without blocks.
+    """
+    trials = {f"{run.recipe.spec()}": run for run in runs if run.data["name"] == PROXY and not run.failed}
+    pairs = [(run, trials.get(f"{without_blocks(run.recipe).spec()}")) for run in trials.values()]
+    told = [
+        f"`{run.name}` 去掉编码器块、其余照旧（没有块就不是 ViT，只作对照），在验证集上"
+        f"（{run.data['train_images']:,} 张训练图像，{len(run.labels):,} 张验证图像）："
+        + compare([run.correct], [bare.correct], (f"{run.name} ", "去掉块的")).sentence
+        for run, bare in pairs
+        if bare and bare is not run and bare.data["fingerprint"] == run.data["fingerprint"]
+    ]
+    return spaced(
+        f"茎部是卷积网络，这些准确率里有多少来自 Transformer，要另外问。{blocks_share_told(recipes)}，其余几乎都在茎部。"
+        + ("".join(told) or "去掉编码器块的对照没有记录，块的份额不知道。")
+    )
 
 
 def chosen_told(judged: Mapping[str, Run], best: str) -> str:

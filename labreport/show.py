@@ -41,8 +41,7 @@ _context: dict[str, Any] = {"data": None, "runs": ()}
 def use_chinese() -> None:
     """Set matplotlib up for Chinese figures: the bundled Noto Sans SC, safe colours, print sizes.
 
-    The Chinese font comes first, because mathtext looks at the first family only; DejaVu Sans fills
-    what it lacks. Nothing has to be installed on the system.
+    The Chinese font comes first, because mathtext looks at the first family only; DejaVu Sans fills what it lacks.
     """
     import pylopdf_fonts_zh_cn
     import seaborn
@@ -257,6 +256,7 @@ def _origin(run: Run) -> dict[str, Any]:
         "epochs": run.recipe.epochs,
         "data": {name: run.data[name] for name in ("name", "fingerprint", "provenance", "train_images", "test_images")},
         "device": run.device,
+        "compute": f"{run.machine['dtype']}，{run.machine['threads']} 个线程",
         "versions": dict(run.versions),
         "numerics": run.numerics,
         "stale": is_stale(run),

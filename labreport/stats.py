@@ -195,12 +195,10 @@ def compare_table(
     """Compare every other entry with ``baseline``, in the table's order, ``corrected``; UserError without a baseline."""
     if baseline not in runs:
         raise UserError(f"比较表中没有基线“{baseline}”：可选 {'、'.join(runs)}。")
-    rows = [
-        compare(correct, runs[baseline], (label, baseline), margin, alpha)
-        for label, correct in runs.items()
-        if label != baseline
-    ]
-    return corrected(rows)
+    others = {label: correct for label, correct in runs.items() if label != baseline}
+    return corrected(
+        [compare(them, runs[baseline], (label, baseline), margin, alpha) for label, them in others.items()]
+    )
 
 
 def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
@@ -229,6 +227,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """The comparisons as a table for readers, in percentage points; ‡: an interval of the images' error alone."""
+    tested = "p（Holm 校正）" if any(row.holm for row in comparisons) else "p"
     spans = [f"[{points(x.low)}, {points(x.high)}]{' ‡' * (min(x.seeds) < FEWEST_SEEDS)}" for x in comparisons]
     table = pd.DataFrame(
         {
@@ -236,11 +235,11 @@ def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             "差（百分点）": [points(row.difference, sign=True) for row in comparisons],
             "95 % 区间": spans,
             "种子": [" / ".join(map(str, dict.fromkeys(row.seeds))) for row in comparisons],
-            "p": [_p_value(row.p) for row in comparisons],
+            tested: [_p_value(row.p) for row in comparisons],
             "结论": ["对错相同" if row.identical else row.verdict for row in comparisons],
         }
     )
-    return table.drop(columns="p") if all(math.isnan(row.p) for row in comparisons) else table
+    return table.drop(columns=tested) if all(math.isnan(row.p) for row in comparisons) else table
 
 
 def judge(*comparisons: Comparison, expected: str | tuple[str, ...] = "较高") -> Literal["成立", "不成立", "证据不足"]:

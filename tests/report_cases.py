@@ -43,7 +43,7 @@ def run_facts(key="aaaabbbbccccdddd", seed=0, stale=False):
     data = {"name": "synthetic", "fingerprint": "0123456789abcdef", "provenance": "合成数据 500 张"}
     return {
         "key": key, "recipe": "best", "seed": seed, "epochs": 3, "data": data | {"train_images": 450, "test_images": 50},
-        "device": "Some CPU", "versions": {"python": "3.11.2", "torch": "2.15.0"}, "numerics": 1, "stale": stale,
+        "device": "Some CPU", "compute": "float32，2 个线程", "versions": {"python": "3.11.2", "torch": "2.15.0"}, "numerics": 1, "stale": stale,
         "seconds": 73.0, "published": False, "failed": None,
     }  # fmt: skip
 

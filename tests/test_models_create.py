@@ -62,7 +62,7 @@ def test_models_by_name():
         ("vit", {"d_model": 100, "num_heads": 3}, ["d_model=100", "num_heads=3"]),
         ("original", {"num_heads": 3}, ["d_model=256", "num_heads=3"]),
         ("vit", {"img_size": 30}, ["img_size=30", "patch_size=4"]),
-        ("vit", {"num_layers": 0}, ["num_layers=0", "不小于 1"]),
+        ("vit", {"num_layers": -1}, ["num_layers=-1", "不小于 0"]),
         ("vit", {"num_heads": 2.0}, ["num_heads=2.0", "整数"]),
         ("vit", {"num_heads": True}, ["num_heads=True", "整数"]),
         ("vit", {"registers": -1}, ["registers=-1", "不小于 0"]),

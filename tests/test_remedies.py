@@ -50,7 +50,7 @@ def test_controls_differ_from_their_partner_in_what_they_name():
     whole = combination("original", ALL)
     assert long.epochs == whole.epochs + whole.init_from.epochs and long.init_from is None
     assert long.encoder_lr_scale == 1.0 and long.loss_args == whole.loss_args and long.augment == whole.augment
-    bare = CONTROLS["原系统：随机编码器，学习率 1/100"]
+    bare = CONTROLS["原系统：随机编码器，学习率之比 1/100"]
     assert bare.but(init_from=whole.init_from).spec() == whole.spec() and bare.encoder_lr_scale == 0.01
 
 

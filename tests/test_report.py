@@ -58,7 +58,7 @@ def test_the_abstract_ends_with_each_sections_headline_which_the_sections_do_not
 def test_every_paper_that_a_notebook_cites_is_in_the_bibliography_and_no_other():
     texts = [path.read_text("utf-8") for path in sorted(share("notebooks").glob("2.*.ipynb"))]
     prose = "\n".join("".join(cell["source"]) for text in texts for cell in json.loads(text)["cells"])
-    cited = set(re.findall(r"[A-Z][a-z]+(?: 与 [A-Z][a-z]+| 等)，(?:19|20)\d\d", prose))
+    cited = set(re.findall(r"[A-Z][a-zü]+(?: 与 [A-Z][a-z]+| 等)?，(?:19|20)\d\d", prose))
     with (share("report") / "references" / "papers.csv").open(encoding="utf-8", newline="") as file:
         assert {row["引用"] for row in csv.DictReader(file)} == cited
     notebook = new_notebook(cells=[new_markdown_cell("焦点损失（Lin 等，2017，式 4）")])
@@ -173,7 +173,9 @@ def test_the_appendix_lists_every_run_once_and_marks_old_ones():
     assert [(run["key"], run["machine"], run["time"]) for run in facts["runs"]] == [
         ("k0", "机 1", "1 分 13 秒"), ("k1", "机 1", "1 分 13 秒"),
     ]  # fmt: skip
-    assert facts["stale"] == 1 and facts["machines"] == [("机 1", "Some CPU", "python 3.11.2，torch 2.15.0")]
+    assert facts["stale"] == 1 and facts["machines"] == [
+        ("机 1", "Some CPU", "float32，2 个线程", "python 3.11.2，torch 2.15.0")
+    ]
     assert facts["synthetic"] and [data["fingerprint"] for data in facts["data"]] == ["0123456789abcdef"]
 
 

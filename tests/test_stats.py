@@ -200,10 +200,13 @@ def test_a_table_is_corrected_and_keeps_its_order():
     shown = frame(rows)
     assert list(shown["结论"]) == [row.verdict for row in rows]
     assert frame([replace(single, difference=2e-5, low=-4e-4)]).iloc[0, 1:3].tolist()[0] == "0.0"  # not "+0.00"
-    assert shown["对比"][0] == "很好减基线" and shown["p"][1] == "—"
+    assert shown["对比"][0] == "很好减基线" and shown["p（Holm 校正）"][1] == "—"
     assert list(shown["种子"]) == ["4", "1 / 4", "4"]
     assert [text[-1] for text in shown["95 % 区间"]] == ["]", "‡", "]"]  # of one seed: the images' error alone
-    assert "p" not in frame([rows[1]]) and list(frame([rows[1]])["结论"]) == ["证据不足"]  # no test, no column
+    assert list(frame([single]))[-2:] == ["p", "结论"]  # one comparison alone is not corrected
+    assert list(frame([rows[1]]))[-2:] == ["种子", "结论"] and list(frame([rows[1]])["结论"]) == [
+        "证据不足"
+    ]  # no test, no column
     with pytest.raises(UserError, match="基线"):
         compare_table(table, "不存在")
 

@@ -150,11 +150,8 @@ class Recipe:
                     f"配方 {self.name} 要看验证集，而先训练的 {start.name} 用验证集里的图像训练；"
                     "请让它也用 protocol='study'。"
                 )
-        if self.teacher is not None and (self.teacher.objective, self.teacher.normalize) != (
-            "classify",
-            self.normalize,
-        ):
-            raise UserError(f"配方 {self.name} 的教师 {self.teacher.name} 须是分类模型，且 normalize 与学生相同。")
+        if (known := self.teacher) and (known.objective, known.normalize) != ("classify", self.normalize):
+            raise UserError(f"配方 {self.name} 的教师 {known.name} 须是分类模型，且 normalize 与学生相同。")
 
     def but(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; mappings (``model_args`` and the like) are merged.

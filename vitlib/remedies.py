@@ -73,15 +73,15 @@ STRONG = {"resized_crop": (0.3, 1.0, 0.75, 4 / 3), "erase": 0.25}
 # What the claims about pre-training and augmentation rest on, beside the combinations.
 CONTROLS = {
     "原系统：不预训练，监督训练的轮数补足": _longer("original"),
-    "原系统：随机编码器，学习率 1/100": OLD_ALL.but(name="original-pawo-random", init_from=None),
-    "原系统：编码器学习率 1": OLD_ALL.but(name="original-rate-1", encoder_lr_scale=1.0),
-    "原系统：编码器学习率 1/10": OLD_ALL.but(name="original-rate-10", encoder_lr_scale=0.1),
+    "原系统：随机编码器，学习率之比 1/100": OLD_ALL.but(name="original-pawo-random", init_from=None),
+    "原系统：编码器学习率之比 1": OLD_ALL.but(name="original-rate-1", encoder_lr_scale=1.0),
+    "原系统：编码器学习率之比 1/10": OLD_ALL.but(name="original-rate-10", encoder_lr_scale=0.1),
     "原系统：编码器冻结": OLD_ALL.but(name="original-frozen", encoder_lr_scale=0.0),
     "原系统：增强更强": OLD_ALL.but(name="original-strong", augment=STRONG),
     "原系统：加 ColorJitter": OLD_ALL.but(name="original-jitter", augment={"jitter": 0.4}),
     "现代 ViT：不预训练，监督训练的轮数补足": _longer("vit"),
-    "现代 ViT：随机编码器，学习率 1/100": NEW_ALL.but(name="vit-pawo-random", init_from=None),
-    "现代 ViT：四项全用，编码器学习率 1": NEW_ALL.but(name="vit-pawo-rate-1", encoder_lr_scale=1.0),
+    "现代 ViT：随机编码器，学习率之比 1/100": NEW_ALL.but(name="vit-pawo-random", init_from=None),
+    "现代 ViT：四项全用，编码器学习率之比 1": NEW_ALL.but(name="vit-pawo-rate-1", encoder_lr_scale=1.0),
     "现代 ViT：增强更强": BASE.but(name="vit-a-strong", augment=STRONG),
     "现代 ViT：增强最强": BASE.but(name="vit-a-strongest", augment=STRONG | {"trivial": True}),
 }

@@ -65,10 +65,10 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
         runs.update({run["key"]: dict(run) for run in origin["runs"]})
         if facts := origin["data"]:
             data[facts["fingerprint"]] = facts
-    machines: dict[tuple[str, str], str] = {}
+    machines: dict[tuple[str, str, str], str] = {}
     for run in runs.values():
         software = "，".join(f"{name} {version}" for name, version in run["versions"].items())
-        run["machine"] = machines.setdefault((run["device"], software), f"机 {len(machines) + 1}")
+        run["machine"] = machines.setdefault((run["device"], run["compute"], software), f"机 {len(machines) + 1}")
         run["time"] = duration(run["seconds"])
         data.setdefault(run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]})
     today = date.today()

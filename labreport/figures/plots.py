@@ -140,7 +140,7 @@ def per_class(runs_by_label: "Runs") -> Figure:
     fig, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     sns.pointplot(
         pd.DataFrame(rows, columns=["label", "class", "recall"]), x="class", y="recall", hue="label",
-        order=[names[i] for i in np.argsort(data["class_counts"])[::-1]], palette=_palette(runs_by_label),
+        order=[names[i] for i in np.argsort(-np.array(data["class_counts"]), kind="stable")], palette=_palette(runs_by_label),
         markers=list(MARKERS[: len(runs_by_label)]), markersize=4, linestyle="none",
         dodge=0.5 if len(runs_by_label) > 1 else False, errorbar=("pi", 100), err_kws={"linewidth": 1.2}, ax=ax,
     )  # fmt: skip

@@ -129,11 +129,10 @@ class Dataset:
         """
         if not 0 < fraction < 1:
             raise UserError(f"验证集的比例应在 0 与 1 之间，得到的是 {fraction}。请改成例如 0.1。")
-        counts = [min(max(int(n * fraction + 0.5), 1), n - 1) if n else 0 for n in self.class_counts]
-        chosen = pick(self.train.labels, counts, seed)
-        held_out = torch.zeros(len(self.train), dtype=torch.bool)
-        held_out[chosen] = True
-        rest = self.train.take((~held_out).nonzero().flatten())
+        chosen = pick(self.train.labels, held_out(self.class_counts, fraction), seed)
+        kept = torch.ones(len(self.train), dtype=torch.bool)
+        kept[chosen] = False
+        rest = self.train.take(kept.nonzero().flatten())
         return rest, ValSet(self.train.images[chosen], self.train.labels[chosen])
 
     def subset(self, train: int | None, test: int | None = None, seed: int = 0) -> "Dataset":
@@ -167,6 +166,11 @@ def fingerprint(train: LabeledImages, test: LabeledImages, class_names: Sequence
         digest.update(part.images.contiguous().numpy().data)
         digest.update(part.labels.contiguous().numpy().data)
     return digest.hexdigest()[:16]
+
+
+def held_out(class_counts: Sequence[int], fraction: float = 0.1) -> list[int]:
+    """Return how many images of each class :meth:`Dataset.split` holds out for validation."""
+    return [min(max(int(n * fraction + 0.5), 1), n - 1) if n else 0 for n in class_counts]
 
 
 def pick(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:

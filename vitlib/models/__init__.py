@@ -90,7 +90,7 @@ def _fault(argument: str, value: typing.Any, kind: typing.Any) -> str | None:
     if kind is bool:
         return None if isinstance(value, bool) else "需要 True 或 False"
     if kind is int:
-        least = 0 if argument in ("registers", "merge", "head_dim") else 1
+        least = 0 if argument in ("num_layers", "registers", "merge", "head_dim") else 1
         whole = number and isinstance(value, int) and value >= least
         return None if whole else f"需要不小于 {least} 的整数"
     if argument == "keep_ratio":

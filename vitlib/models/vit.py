@@ -84,6 +84,7 @@ class ViT(EncoderModel):
             ``"wide"`` (small convolutional networks; for all four ``patch_size`` is a power of two) or ``"shifted"`` (patches
             that see half a patch further, Lee et al. 2021).
         pos: ``"learned"``, ``"sincos"`` (fixed, 2-D) or ``"none"``.
+        num_layers: blocks; 0 leaves the stem and the head, to see what the blocks are worth.
         pool: ``"mean"`` of the patches, ``"cls"`` (class token) or ``"seq"`` (learned weights, as CCT).
         dropout: after positions, projections and both layers of the feed-forward network.
         attention_dropout: on the attention probabilities.
