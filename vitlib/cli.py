@@ -52,9 +52,7 @@ def build_parser() -> Parser:
     sub.add_argument("--seeds", type=positive, metavar="个数", help="种子个数，代替档位自己的")
     sub.add_argument("--tier", type=positive, metavar="层", help="只做到第几层（--dry-run 列出各层）")
     sub.add_argument("--budget", metavar="时间", help="用完就干净地停下，如 90s、9m、2h")
-    sub.add_argument(
-        "--workers", type=positive, default=1, metavar="个数", help="几个进程同时训练（GPU 上的小模型），默认 1"
-    )
+    sub.add_argument("--workers", type=positive, default=1, metavar="个数", help="同时训练的进程数，默认 1")
     sub.add_argument("--export", type=Path, metavar="文件夹", help="把结果打包成至多 8 个文件，供 runs import 导入")
     sub.add_argument("--publish", action="store_true", help="把记录发布到 report/results/")
     sub.add_argument("--dry-run", action="store_true", help="不训练，只列出各层的运行和估计时间")

@@ -112,8 +112,7 @@ def _nvidia_gpu_present() -> bool:
         return False
     if any(Path("/dev").glob("nvidia[0-9]*")):
         return True
-    smi = shutil.which("nvidia-smi")  # Windows and WSL have no device nodes
-    if smi is None:
+    if not (smi := shutil.which("nvidia-smi")):  # Windows and WSL have no device nodes
         return False
     try:
         listed = subprocess.run([smi, "-L"], capture_output=True, text=True, timeout=20)
@@ -177,12 +176,9 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
     Nothing that names a host or a user is in it.
     """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_cpu_name()}{' (MPS)' if device.type == 'mps' else ''}"
+    own = f"{_cpu_name()}{' (MPS)' if device.type == 'mps' else ''}"
     return {
-        "name": name,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else own,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

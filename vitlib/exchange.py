@@ -67,7 +67,7 @@ def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
 
 def _zip(pack: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # its parts are compressed already
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # weights hardly shrink
         for name, content in pack.items():
             archive.writestr(name, content)
         archive.writestr("manifest.json", json.dumps({k: hashlib.sha256(v).hexdigest() for k, v in pack.items()}))
@@ -77,7 +77,7 @@ def _zip(pack: Mapping[str, bytes]) -> bytes:
 def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list[Run]:
     """Verify the zips that :func:`export` wrote and merge them into the store; return the runs they hold.
 
-    Runs that the store has stay as they are. With ``publish`` (the default in a checkout) the records
+    Finished runs that the store has stay as they are, and those under way that are no further in the zips. With ``publish`` (the default in a checkout) the records
     are copied to the published ones. Raises UserError when a file is damaged; nothing of it is taken then.
     """
     archives = sorted(folder.glob("runs-*.zip"))
@@ -101,11 +101,12 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
                 continue  # weights whose record is in a zip that did not come, or parts of a checkpoint
             key, target = source.name.removesuffix(".work"), store.root / source.name
             with store.lock(key):  # a training of the same run under way ends first, and then has it
-                if (store.root / key / "record.json").exists() or target.exists():
+                if (store.root / key / "record.json").exists() or (target.exists() and _step(source) <= _step(target)):
                     continue
                 partial = target.with_name(f".{source.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 shutil.copytree(source, partial)
+                shutil.rmtree(store.root / f"{key}.work", ignore_errors=True)  # what has come is further
                 partial.rename(target)
         merged = [read_record(store.root / run.key / "record.json", published=publish) for run in runs]
     for run in merged:
@@ -138,6 +139,12 @@ def _join(stage: Path) -> None:
             first.with_name(name).write_bytes(b"".join(part.read_bytes() for part in parts))
     for part in stage.glob("*/*of*"):
         part.unlink()
+
+
+def _step(work: Path) -> int:
+    """Return how many steps the checkpoint of a run under way has behind it, -1 where there is none yet."""
+    path = work / "checkpoint.safetensors"
+    return int(checkpoint.load(path, story_only=True)[1]["step"]) if path.exists() else -1
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitlib.data import LabeledImages, read_image
 from vitlib.device import pick
 from vitlib.evaluate import predict
 from vitlib.progress import Progress
+from vitlib.rng import derive
 from vitlib.weights import Trained
 
 
 def _logits(trained: Trained, images: Tensor) -> Tensor:
-    device = pick()
-    return predict(trained.model.to(device), images, device=device, normalize=trained.recipe.normalize)
+    torch.manual_seed(derive(0, "predict"))  # the original's attention is noisy in evaluation, too
+    return predict(trained.model.to(pick()), images, device=pick(), normalize=trained.recipe.normalize)
 
 
 def evaluate_images(trained: Trained, images: LabeledImages) -> dict[str, Any]:
@@ -32,11 +34,14 @@ def evaluate_images(trained: Trained, images: LabeledImages) -> dict[str, Any]:
 
 
 def predict_files(trained: Trained, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return per file its path, the likeliest class, its confidence (0-1) and all probabilities by class name."""
+    """Return per file its path, the likeliest class, its confidence (0-1) and all probabilities by class name.
+
+    All are 0 where the model answers with NaN, as the original does now and then.
+    """
     rows = []
     with Progress(len(paths), "识别", unit="张", show=len(paths) > 100) as progress:
         for path in paths:
-            probabilities = _logits(trained, read_image(path, trained.image_size)[None]).softmax(1)[0]
+            probabilities = _logits(trained, read_image(path, trained.image_size)[None]).softmax(1)[0].nan_to_num()
             chances = dict(zip(trained.class_names, probabilities.tolist(), strict=True))
             confidence, likeliest = max((chance, name) for name, chance in chances.items())
             rows.append({"image": str(path), "class": likeliest, "confidence": confidence, "probabilities": chances})

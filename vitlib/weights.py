@@ -68,4 +68,6 @@ def load_trained(name: str) -> Trained:
         model.load_state_dict(state)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         raise UserError(f"{path} 不是本项目写出的权重文件，或与这一版的模型不符；请重新取得它。") from error
+    if recipe.objective != "classify":
+        raise UserError(f"{path} 是预训练（{recipe.objective}）的权重，还不会分类；请用以它为起点训练出的分类模型。")
     return Trained(model.eval(), recipe, tuple(story["class_names"]), story["image_size"], story)

@@ -1,6 +1,7 @@
 """From image files of any size and mode to one uint8 tensor."""
 
 import io
+import lzma
 import os
 import struct
 import zipfile
@@ -24,10 +25,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # a closed list: some of Pillow's othe
 MAX_PIXELS = 2**26  # 8192 x 8192
 File = TypeVar("File")
 _CHUNK = 128  # images for one task of the pool
-# What Pillow, zipfile and zlib raise on damaged bytes; anything else is a defect of ours.
+# What Pillow, zipfile, zlib and lzma raise on damaged bytes (TypeError: EXIF of a wrong type); anything else is a
+# defect of ours.
 _DAMAGE = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, NotImplementedError,
-    struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError,
+    OSError, ValueError, SyntaxError, EOFError, IndexError, NotImplementedError, TypeError,
+    struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, Image.DecompressionBombError,
 )  # fmt: skip
 
 

@@ -104,7 +104,9 @@ class Tree(ABC):
             if not folders[name]:
                 raise UserError(f"{where} 的类别文件夹“{name}”是空的。请放入这一类的图像，或删除这个文件夹。")
             files = [path for path in folders[name].values() if isinstance(path, str)]
-            found[unicodedata.normalize("NFC", name)] = sorted(files, key=natural)
+            # a zip from a Chinese Windows, unpacked elsewhere, leaves names in GBK: to Python surrogates, not characters
+            text = name if name.isprintable() else os.fsencode(name).decode("gb18030", "replace")
+            found[unicodedata.normalize("NFC", text)] = sorted(files, key=natural)
         return found
 
 
@@ -138,7 +140,9 @@ class FolderTree(Tree):
     @cached_property
     def key(self) -> str:
         stamps = (self.root, sorted(self._stamps))[1]  # listing fills the stamps
-        return hashlib.sha256("\n".join([str(self.where.resolve()), *stamps]).encode()).hexdigest()
+        return hashlib.sha256(
+            "\n".join([str(self.where.resolve()), *stamps]).encode(errors="surrogateescape")
+        ).hexdigest()
 
     def read(self, path: str) -> bytes:
         full = self.where / path

@@ -19,15 +19,9 @@ from .vit import ViT
 __all__ = ["Cost", "OriginalViT", "ViT", "check_arguments", "count", "create_model", "model_defaults"]
 
 MODELS: dict[str, type[nn.Module]] = {
-    "vit": ViT,
-    "original": OriginalViT,
-    "dynamic_vit": DynamicViT,
-    "a_vit": AdaptiveViT,
-    "tome": MergingViT,
-    "cnn": CNN,
-    "mae": MAE,
-    "dino": DINO,
-}
+    "vit": ViT, "original": OriginalViT, "dynamic_vit": DynamicViT, "a_vit": AdaptiveViT, "tome": MergingViT,
+    "cnn": CNN, "mae": MAE, "dino": DINO,
+}  # fmt: skip
 
 
 def model_defaults(name: str) -> dict[str, object]:
