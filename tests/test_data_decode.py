@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitlib.data import read_image
 from vitlib.data.decode import decode_image
+from vitlib.errors import UserError
 
 RED = Image.new("RGB", (40, 30), (200, 30, 40))
 
@@ -76,6 +77,17 @@ def test_exif_orientation_is_applied():
     exif[0x0112] = 6  # "turn a quarter clockwise to view"
     turned = decode_image(encoded(picture, "JPEG", quality=95, exif=exif), 32)
     assert turned[:, :, 20:].min() > 200 and turned[:, :, :12].max() < 55  # bright on the right
+
+
+def test_exif_of_a_wrong_type_is_one_clear_sentence(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    blob, number, text = encoded(pixels(0), "JPEG", exif=exif), b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02"
+    assert number in blob
+    # the resolution is called a text, as by some editors: turning the picture rewrites it
+    (tmp_path / "odd.jpg").write_bytes(blob.replace(number, text))
+    with pytest.raises(UserError, match=r"无法读取图像 .*odd\.jpg"):
+        read_image(tmp_path / "odd.jpg")
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([8, 16, 33]))

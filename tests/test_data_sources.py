@@ -65,6 +65,19 @@ def test_class_names_in_a_zip_from_a_chinese_windows(tmp_path):
     assert set(load(path).class_names) == {"猫", "狗"}
 
 
+def test_names_in_gbk_are_read_from_a_folder_unpacked_elsewhere(tmp_path):
+    # of one Chinese character in GBK some are, by chance, letters in UTF-8 (猫 is è): those nobody can tell
+    root = os.fsencode(tmp_path / "own")
+    for name in ("鸟", "狗"):
+        folder = os.path.join(root, name.encode("gbk"))
+        os.makedirs(folder)
+        for i, content in enumerate(class_files([name], 5).values()):
+            with open(os.path.join(folder, f"图{i}.png".encode("gbk")), "wb") as file:
+                file.write(content)
+    data = load(tmp_path / "own")
+    assert set(data.class_names) == {"鸟", "狗"} and len(data.train) + len(data.test) == 10
+
+
 def test_mixed_formats_and_sizes_in_one_folder(tmp_path):
     files = class_files(["a", "b"], 2)
     files |= {

@@ -220,6 +220,27 @@ def test_an_interrupted_run_is_continued_on_another_machine(elsewhere, tmp_path,
     assert finished.record["history"] == whole.record["history"]
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_of_two_checkpoints_the_further_one_is_kept(tmp_path, data, first):
+    """Two borrowed hours on one run: whichever export comes last, no step is lost."""
+    key = VIT.key(0, data.fingerprint)
+    here, steps = Store(tmp_path / "here", tmp_path / "published"), []
+    for hour in (1, 2):
+        with pytest.raises(OutOfTime):
+            here.get(VIT, 0, data, deadline=time.monotonic(), show=False)
+        export(here, [key], tmp_path / f"hour{hour}")
+        steps.append(exchange._step(here.root / f"{key}.work"))
+    assert steps[0] < steps[1]
+    elsewhere = Store(tmp_path / "elsewhere", tmp_path / "elsewhere-published")
+    for hour in (first, 3 - first):
+        import_runs(elsewhere, tmp_path / f"hour{hour}", publish=False)
+    assert exchange._step(elsewhere.root / f"{key}.work") == steps[1]
+    here.get(VIT, 0, data, show=False)
+    export(here, [key], tmp_path / "end")
+    import_runs(elsewhere, tmp_path / "end", publish=False)
+    assert elsewhere.find(VIT, 0, data) and not (elsewhere.root / f"{key}.work").exists()
+
+
 def test_a_record_tells_all_the_machines_that_trained_it(tmp_path, data, monkeypatch):
     store = Store(tmp_path / "here", tmp_path / "published")
     with pytest.raises(OutOfTime):

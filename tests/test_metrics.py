@@ -10,6 +10,7 @@ from labreport.metrics import (
     confusion,
     epochs_to_stay,
     expected_calibration_error,
+    fitted_counts,
     formats,
     per_class_recall,
     reliability,
@@ -32,6 +33,14 @@ def test_measures_by_hand():
     assert (result["worst_class"], result["worst_recall"]) == (1, 0.5)
     # Three at 0.9, all right: gap 0.1; five at 0.6, two right: gap 0.2.
     assert result["ece"] == pytest.approx((3 * 0.1 + 5 * 0.2) / 8)
+
+
+def test_the_images_learned_from_are_those_not_held_out():
+    def counts(protocol):
+        data = {"class_counts": [498, 45, 4, 1]}
+        return fitted_counts(SimpleNamespace(data=data, recipe=SimpleNamespace(protocol=protocol))).tolist()
+
+    assert counts("study") == [448, 40, 3, 1] and counts("refit") == [498, 45, 4, 1]
 
 
 def test_confusion_rows_are_the_truth():

@@ -299,3 +299,10 @@ def test_the_encoder_moves_to_another_task():
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(target.encode(target.embed(images)), source.encode(source.embed(images)))
     assert target.head.out_features == 3
+
+
+def test_without_blocks_the_stem_and_the_head_are_left():
+    bare = small(num_layers=0, pos="none").eval()
+    images = torch.randn(3, 3, 32, 32)
+    expected = bare.head(bare.norm(rearrange(bare.stem(images), "B D y x -> B (y x) D")).mean(dim=1))
+    assert torch.equal(bare(images), expected) and bare.features(images).tokens == []

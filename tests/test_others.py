@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from labreport import others
 from vitlib.data.course import TRAIN_COUNTS
 from vitlib.recipes import CPU_LADDER, RECIPES
+from vitlib.state import build_model
 
 
 def run(
@@ -100,6 +102,27 @@ def test_a_sentence_keeps_a_recipes_name():
     assert "；比公开报告的 60.0 % 高 10.0" in several and several.count("证据不足") == 1
 
 
+def test_epochs_of_the_weights_that_a_recipe_starts_from_are_told():
+    assert others.titled(RECIPES["cpu-again"]) == "cpu-again（8 + 8 轮）"
+    assert others.titled(trial("cpu-again", [1] * 10)) == "cpu-again（8 + 8 轮）"
+
+
+def test_what_the_blocks_are_worth_is_told_from_a_trial_without_them():
+    wide, recipes = RECIPES["cpu-wide"], {"cpu-wide（8 轮）": RECIPES["cpu-wide"]}
+    with torch.device("meta"):
+        whole, stem = build_model(wide, 10, 32), build_model(wide, 10, 32).stem
+    left = 1 - sum(p.numel() for p in stem.parameters()) / sum(p.numel() for p in whole.parameters())
+    share = others.blocks_share_told(recipes)
+    assert f"参数的 {100 * left:.0f} %" in share and "运算量的 10 %" in share
+    assert others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10)]).endswith("块的份额不知道。")
+    bare = trial("cpu-wide", [0.8] * 10, model_args={"num_layers": 0})
+    told = others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10), bare])
+    assert "去掉编码器块" in told and "cpu-wide 比去掉块的高 10.0 个百分点" in told and "不知道" not in told
+    elsewhere = trial("cpu-wide", [0.8] * 10, model_args={"num_layers": 0})
+    elsewhere.data["fingerprint"] = "of other images"
+    assert "不知道" in others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10), elsewhere])
+
+
 def trial(name, rights, **changes):
     """Return a run of benchmarks/trial.py with this share of each of ten classes of 100 images answered rightly."""
     recipe = RECIPES[name].but(**changes)
@@ -109,6 +132,7 @@ def trial(name, rights, **changes):
         "name": others.PROXY,
         "train_images": sum(TRAIN_COUNTS) - 1000,
         "test_images": 1000,
+        "fingerprint": "p",
         "class_names": "ABCDEFGHIJ",
     }
     return SimpleNamespace(

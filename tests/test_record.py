@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from toy import CPU, ORIGINAL, PLAIN, VIT, same, toy
 
-from vitlib import checkpoint, evaluate, store, weights
+from vitlib import checkpoint, evaluate, store, use, weights
 from vitlib.data import TestSet, TrainSet
 from vitlib.device import describe
 from vitlib.errors import UserError
@@ -87,6 +88,31 @@ def test_an_autoencoder_has_no_accuracy(shelf, data):
     run = shelf.get(ORIGINAL.but(name="pre", objective="autoencode"), 0, data, show=False)
     assert np.isnan(run.accuracy) and run.summary["accuracy"] is None and len(run.predicted) == 0
     assert len(run.history["train_loss"]) == 4
+
+
+def test_weights_of_a_pre_training_are_no_classifier(shelf, data, tmp_path):
+    run = shelf.get(ORIGINAL.but(name="pre", objective="autoencode"), 0, data, show=False)
+    weights.save_weights(tmp_path / "pre.safetensors", run.load_state(), run.record)
+    with pytest.raises(UserError, match=r"pre\.safetensors 是预训练（autoencode）的权重，还不会分类"):
+        weights.load_trained(str(tmp_path / "pre.safetensors"))
+
+
+def test_answers_are_the_same_every_time_also_of_a_model_that_is_noisy_in_evaluation(shelf, data, tmp_path):
+    run = shelf.get(ORIGINAL, 0, data, show=False)
+    trained = weights.load_trained(str(run.weights_path()))
+    Image.fromarray(data.test.images[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
+    first, again = (use.predict_files(trained, [tmp_path / "one.png"]) for _ in range(2))
+    assert first == again and sum(first[0]["probabilities"].values()) == pytest.approx(1)
+    assert use.evaluate_images(trained, data.test) == use.evaluate_images(trained, data.test)
+
+
+def test_a_model_that_answers_nan_has_no_confidence_and_json_takes_it(shelf, data, tmp_path):
+    trained = weights.load_trained(str(shelf.get(PLAIN, 0, data, show=False).weights_path()))
+    torch.nn.init.constant_(trained.model.head.bias, float("nan"))
+    Image.fromarray(data.test.images[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
+    (row,) = use.predict_files(trained, [tmp_path / "one.png"])
+    assert row["confidence"] == 0 and row["class"] in data.class_names
+    json.dumps(row, allow_nan=False)
 
 
 def test_the_originals_own_measure_is_the_mean_of_the_last_tenth(shelf, data):
