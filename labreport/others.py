@@ -122,18 +122,19 @@ def blocks_told(recipes: Mapping[str, Recipe], runs: Iterable[Run]) -> str:
 
     The trials are pairs of benchmarks/trial.py, judged by the validation split: a recipe, and the same without blocks.
     """
-    trials = {f"{run.recipe.spec()}": run for run in runs if run.data["name"] == PROXY and not run.failed}
-    pairs = [(run, trials.get(f"{without_blocks(run.recipe).spec()}")) for run in trials.values()]
+    found = [run for run in runs if run.data["name"] == PROXY and not run.failed]
+    trials = {(f"{run.recipe.spec()}", run.data["fingerprint"]): run for run in found}
+    pairs = [(run, trials.get((f"{without_blocks(run.recipe).spec()}", made))) for (_, made), run in trials.items()]
     told = [
         f"`{run.name}` 去掉编码器块、其余照旧（没有块就不是 ViT，只作对照），在验证集上"
         f"（{run.data['train_images']:,} 张训练图像，{len(run.labels):,} 张验证图像）："
         + compare([run.correct], [bare.correct], (f"{run.name} ", "去掉块的")).sentence
         for run, bare in pairs
-        if bare and bare is not run and bare.data["fingerprint"] == run.data["fingerprint"]
+        if bare and bare is not run
     ]
     return spaced(
         f"茎部是卷积网络，这些准确率里有多少来自 Transformer，要另外问。{blocks_share_told(recipes)}，其余几乎都在茎部。"
-        + ("".join(told) or "去掉编码器块的对照没有记录，块的份额不知道。")
+        + ("".join(told) or "去掉编码器块的对照没有记录，准确率里有多少来自编码器块，还不知道。")
     )
 
 

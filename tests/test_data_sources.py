@@ -78,6 +78,17 @@ def test_names_in_gbk_are_read_from_a_folder_unpacked_elsewhere(tmp_path):
     assert set(data.class_names) == {"鸟", "狗"} and len(data.train) + len(data.test) == 10
 
 
+def test_class_names_stay_as_they_are_and_one_name_twice_is_one_class(tmp_path):
+    names = [
+        "大　熊猫",
+        "dog\u00a0x",
+        "e\u0301te",
+        "\u00e9te",
+    ]  # a wide space, a hard one, one name in two normal forms
+    data = load(write_folder(tmp_path / "own", class_files(names, 5)))
+    assert set(data.class_names) == {"大　熊猫", "dog\u00a0x", "\u00e9te"} and len(data.train) + len(data.test) == 20
+
+
 def test_mixed_formats_and_sizes_in_one_folder(tmp_path):
     files = class_files(["a", "b"], 2)
     files |= {

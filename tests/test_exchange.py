@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import PLAIN, VIT, same, toy
 
-from vitlib import device, exchange
+from vitlib import checkpoint, device, exchange
 from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.exchange import export, import_runs
@@ -239,6 +239,24 @@ def test_of_two_checkpoints_the_further_one_is_kept(tmp_path, data, first):
     export(here, [key], tmp_path / "end")
     import_runs(elsewhere, tmp_path / "end", publish=False)
     assert elsewhere.find(VIT, 0, data) and not (elsewhere.root / f"{key}.work").exists()
+
+
+def test_a_record_without_weights_and_a_torn_checkpoint_cost_nothing(trained, tmp_path, data):
+    """A run trained again for its weights is on its way here; another's checkpoint is broken."""
+    under_way, torn = keys(trained)[:2]
+    elsewhere = Store(tmp_path / "elsewhere", tmp_path / "elsewhere-published")
+    for key, content in ((under_way, {"story": "a"}), (torn, None)):
+        (elsewhere.root / f"{key}.work").mkdir(parents=True)
+        path = elsewhere.root / f"{key}.work" / "checkpoint.safetensors"
+        checkpoint.save(path, {}, {"step": 9999}) if content else path.write_bytes(b"torn")
+    assert exchange._step(elsewhere.root / f"{torn}.work") == -1
+    bare = Store(tmp_path / "bare", tmp_path / "published")
+    for key in keys(trained):
+        (bare.root / key).mkdir(parents=True)
+        shutil.copy(trained.root / key / "record.json", bare.root / key)
+    export(bare, keys(trained), tmp_path / "out")
+    assert len(import_runs(elsewhere, tmp_path / "out", publish=False)) == 3
+    assert exchange._step(elsewhere.root / f"{under_way}.work") == 9999
 
 
 def test_a_record_tells_all_the_machines_that_trained_it(tmp_path, data, monkeypatch):

@@ -114,7 +114,7 @@ def test_what_the_blocks_are_worth_is_told_from_a_trial_without_them():
     left = 1 - sum(p.numel() for p in stem.parameters()) / sum(p.numel() for p in whole.parameters())
     share = others.blocks_share_told(recipes)
     assert f"参数的 {100 * left:.0f} %" in share and "运算量的 10 %" in share
-    assert others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10)]).endswith("块的份额不知道。")
+    assert others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10)]).endswith("还不知道。")
     bare = trial("cpu-wide", [0.8] * 10, model_args={"num_layers": 0})
     told = others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10), bare])
     assert "去掉编码器块" in told and "cpu-wide 比去掉块的高 10.0 个百分点" in told and "不知道" not in told

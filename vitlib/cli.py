@@ -92,9 +92,8 @@ def build_parser() -> Parser:
     data_options(sub, cut=False)
 
     sub = command("report", commands.report, "运行四个笔记本并生成 HTML 和 PDF 报告")
-    sub.add_argument(
-        "--profile", default="auto", metavar="档位", help="auto（默认）、smoke、quick、hours、full、published"
-    )
+    profiles = "auto（默认）、smoke、quick、hours、full、published"
+    sub.add_argument("--profile", default="auto", metavar="档位", help=profiles)
     sub.add_argument("--out", type=Path, metavar="文件夹", help="报告写到哪里，默认 build/")
     sub.add_argument("--accept", nargs="*", default=[], metavar="运行", help="published 档中接受数值版本较旧的运行")
     sub.add_argument("--publish", action="store_true", help="把报告用到的运行记录与测量发布到 report/results/")

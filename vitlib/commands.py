@@ -205,8 +205,7 @@ def _ready(path: Path | None) -> None:
 def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match:
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)):
         raise UserError(f"看不懂时间 {text}；请写成 90s、9m 或 2h 这样。")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,7 +107,8 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
                 partial = target.with_name(f".{source.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 shutil.copytree(source, partial)
-                shutil.rmtree(store.root / f"{key}.work", ignore_errors=True)  # what has come is further
+                if target.suffix or (source / "weights.safetensors").exists():  # what has come is further in all
+                    shutil.rmtree(store.root / f"{key}.work", ignore_errors=True)
                 partial.rename(target)
         merged = [read_record(store.root / run.key / "record.json", published=publish) for run in runs]
     for run in merged:
@@ -142,9 +144,10 @@ def _join(stage: Path) -> None:
 
 
 def _step(work: Path) -> int:
-    """Return how many steps the checkpoint of a run under way has behind it, -1 where there is none yet."""
-    path = work / "checkpoint.safetensors"
-    return int(checkpoint.load(path, story_only=True)[1]["step"]) if path.exists() else -1
+    """Return how many steps the checkpoint of a run under way has behind it, -1 where there is none that can be read."""
+    with suppress(UserError, LookupError):
+        return int(checkpoint.load(work / "checkpoint.safetensors", story_only=True)[1]["step"])
+    return -1
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -16,8 +16,9 @@ from vitlib.weights import Trained
 
 
 def _logits(trained: Trained, images: Tensor) -> Tensor:
-    torch.manual_seed(derive(0, "predict"))  # the original's attention is noisy in evaluation, too
-    return predict(trained.model.to(pick()), images, device=pick(), normalize=trained.recipe.normalize)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(0, "predict"))  # the original's attention is noisy in evaluation, too
+        return predict(trained.model.to(pick()), images, device=pick(), normalize=trained.recipe.normalize)
 
 
 def evaluate_images(trained: Trained, images: LabeledImages) -> dict[str, Any]:
@@ -26,24 +27,22 @@ def evaluate_images(trained: Trained, images: LabeledImages) -> dict[str, Any]:
     A class without images has the accuracy None. Labels index ``trained.class_names``.
     """
     correct = _logits(trained, images.images).argmax(1) == images.labels
-    per_class = {}
-    for label, name in enumerate(trained.class_names):
-        mine = correct[images.labels == label]
-        per_class[name] = float(mine.double().mean()) if len(mine) else None
+    parts = {name: correct[images.labels == label] for label, name in enumerate(trained.class_names)}
+    per_class = {name: float(mine.double().mean()) if len(mine) else None for name, mine in parts.items()}
     return {"accuracy": float(correct.double().mean()), "images": len(images), "per_class": per_class}
 
 
 def predict_files(trained: Trained, paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Return per file its path, the likeliest class, its confidence (0-1) and all probabilities by class name.
 
-    All are 0 where the model answers with NaN, as the original does now and then.
+    Where the model answers with NaN, as the original does now and then, all are 0 and the class is the first.
     """
     rows = []
     with Progress(len(paths), "识别", unit="张", show=len(paths) > 100) as progress:
         for path in paths:
             probabilities = _logits(trained, read_image(path, trained.image_size)[None]).softmax(1)[0].nan_to_num()
             chances = dict(zip(trained.class_names, probabilities.tolist(), strict=True))
-            confidence, likeliest = max((chance, name) for name, chance in chances.items())
-            rows.append({"image": str(path), "class": likeliest, "confidence": confidence, "probabilities": chances})
+            likeliest, sure = max(chances.items(), key=lambda item: item[1])
+            rows.append({"image": str(path), "class": likeliest, "confidence": sure, "probabilities": chances})
             progress.advance()
     return rows

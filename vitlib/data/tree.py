@@ -105,8 +105,11 @@ class Tree(ABC):
                 raise UserError(f"{where} 的类别文件夹“{name}”是空的。请放入这一类的图像，或删除这个文件夹。")
             files = [path for path in folders[name].values() if isinstance(path, str)]
             # a zip from a Chinese Windows, unpacked elsewhere, leaves names in GBK: to Python surrogates, not characters
-            text = name if name.isprintable() else os.fsencode(name).decode("gb18030", "replace")
-            found[unicodedata.normalize("NFC", text)] = sorted(files, key=natural)
+            odd = re.search("[\ud800-\udfff]", name)
+            text = unicodedata.normalize(
+                "NFC", os.fsencode(name).decode("gb18030", "backslashreplace") if odd else name
+            )
+            found[text] = sorted([*found.get(text, []), *files], key=natural)  # one name in two encodings is one class
         return found
 
 
