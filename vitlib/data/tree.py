@@ -97,7 +97,7 @@ class Tree(ABC):
         folders = _folders(self.part(part))
         if not folders:
             raise UserError(f"{where} 里没有类别文件夹。{LAYOUT}。")
-        found = {}
+        found: dict[str, list[str]] = {}
         for name in sorted(folders, key=natural):
             if inner := _folders(folders[name]):
                 raise UserError(f"{where} 的类别文件夹“{name}”里还有文件夹“{next(iter(inner))}”。{LAYOUT}。")
