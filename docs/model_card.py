@@ -77,7 +77,8 @@ def how_chosen(run: Run, runs: list[Run]) -> str:
         if lacking
         else ""
     )
-    return f"| 怎样选定 | {told} |\n" if told else ""
+    made_of = others.blocks_told({best: run.recipe}, runs) if others.is_hybrid(run.recipe) and told else ""
+    return (f"| 怎样选定 | {told} |\n" if told else "") + (f"| 编码器块 | {made_of} |\n" if made_of else "")
 
 
 def against_best(seeds: list[Run], runs: list[Run]) -> str:
