@@ -78,8 +78,9 @@ def _zip(pack: Mapping[str, bytes]) -> bytes:
 def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list[Run]:
     """Verify the zips that :func:`export` wrote and merge them into the store; return the runs they hold.
 
-    Finished runs that the store has stay as they are, and those under way that are no further in the zips. With ``publish`` (the default in a checkout) the records
-    are copied to the published ones. Raises UserError when a file is damaged; nothing of it is taken then.
+    Finished runs that the store has stay as they are, and so do those under way that have come no further in the zips.
+    With ``publish`` (the default in a checkout) the records are copied to the published ones. Raises UserError when a
+    file is damaged; nothing of it is taken then.
     """
     archives = sorted(folder.glob("runs-*.zip"))
     if not archives:
