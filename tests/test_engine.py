@@ -227,6 +227,19 @@ def test_images_are_small_at_first_then_whole_and_judged_whole(data, tmp_path):
     torch.testing.assert_close(small.mean(), large.mean(), atol=0.02, rtol=0)
 
 
+def test_training_ends_on_plain_pictures(data, tmp_path):
+    strong = {"trivial": True, "erase": 1.0, "strong_until": 0.5}
+    varied, plain = (
+        trainer(VIT.but(augment=switches), data, tmp_path) for switches in (strong, dict.fromkeys(strong))
+    )
+    same = []
+    for epoch in range(4):
+        draws = EpochDraws(0, epoch, varied.labels, varied.steps_per_epoch)
+        pictures, usual = (job._batch(draws, epoch, 0)[0] for job in (varied, plain))
+        same.append(torch.equal(pictures, usual))
+    assert same == [False, False, True, True]
+
+
 def test_bf16_is_used_where_the_device_has_it(data, tmp_path, monkeypatch):
     seen = {}
     for dtype in (None, torch.bfloat16):

@@ -10,8 +10,8 @@ from vitlib.plans import PROFILES, SECTIONS, Job, jobs
 from vitlib.recipes import (
     BEST,
     CPU,
-    CPU_AGAIN,
     CPU_LADDER,
+    CPU_SETTLED,
     LADDER,
     OTHERS,
     STEPS,
@@ -51,12 +51,8 @@ def test_the_processors_ladder_changes_one_thing_a_step_and_then_grows():
         assert before.but(**STEPS[name][1]).spec() == after.spec() != before.spec()
     assert recipes[3].but(optimizer="muon", lr=CPU.lr).spec() == recipes[4].spec()
     assert recipes[4].but(epochs=CPU.epochs).spec() == CPU.spec() and recipes[5] is CPU
-    # the last step is only more training, from the weights of the one before it
-    assert (
-        recipes[-1] is CPU_AGAIN
-        and CPU_AGAIN.init_from is recipes[-2]
-        and CPU_AGAIN.model_args == recipes[-2].model_args
-    )
+    # the last step changes how the network of the one before it is trained, and nothing else
+    assert recipes[-1] is CPU_SETTLED and CPU_SETTLED.model_args == recipes[-2].model_args
     assert len({recipe.key(0, "") for recipe in recipes}) == len({recipe.name for recipe in recipes}) == len(recipes)
     assert {recipe.protocol for recipe in recipes} == {"refit"}  # the whole data
 

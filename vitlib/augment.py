@@ -26,6 +26,9 @@ COLUMNS = (
     "erase", "erase_area", "erase_aspect", "erase_y", "erase_x",
     "op1", "level1", "sign1", "op2", "level2", "sign2",
 )  # fmt: skip
+ENDS = {  # what ends with which switch
+    "mix_until": ("mixup", "cutmix"), "shrink_until": ("shrink",), "strong_until": ("trivial", "randaugment", "erase"),
+}  # fmt: skip
 _SPARE = 24 - len(COLUMNS)  # drawn and unused, so that a later switch changes no earlier draw
 
 
@@ -48,6 +51,8 @@ class Augment:
     shrink: side in pixels to which batches are scaled down, after all else, for the first ``shrink_until`` of the
         epochs, where small images cost less (progressive resizing: Tan & Le 2021, arXiv:2104.00298, section 4).
     trivial: TrivialAugment, or randaugment: (operations, 1 or 2; level, 0 to 30), before jitter (:mod:`vitlib.policy`).
+    strong_until: fraction of the epochs after which these two and ``erase`` are off, so that training ends on pictures
+        like those it will be asked about (He et al. 2019, arXiv:1909.09148).
     """
 
     flip: bool = False
@@ -62,6 +67,7 @@ class Augment:
     shrink_until: float = 0.5
     trivial: bool = False
     randaugment: tuple[int, int] | None = None
+    strong_until: float = 1.0
 
     def __init__(self, **switches: Any) -> None:
         known: dict[str, Any] = {item.name: item.default for item in fields(self)}
@@ -82,26 +88,26 @@ class Augment:
         box, levels = self.resized_crop or (1.0, 1.0, 1.0, 1.0), {(x,) for x in range(31)}
         known = self.randaugment is None or (self.randaugment[0] in (1, 2) and self.randaugment[1:] in levels)
         rules = {
-            "crop": (self.crop >= 0, "不能为负"),
             "resized_crop": (
                 len(box) == 4 and 0 < box[0] <= box[1] <= 1 and 0 < box[2] <= box[3],
                 "应是（最小面积，最大面积，最小宽高比，最大宽高比），面积在 (0, 1] 内",
             ),
-            "jitter": (0 <= self.jitter <= 1, "应在 [0, 1] 内"),
             "erase": (0 <= self.erase <= 1, "是概率，应在 [0, 1] 内"),
-            "mixup": (self.mixup >= 0, "不能为负"),
-            "cutmix": (self.cutmix >= 0, "不能为负"),
-            "mix_until": (0 <= self.mix_until <= 1, "应在 [0, 1] 内"),
-            "shrink": (self.shrink >= 0, "不能为负"),
-            "shrink_until": (0 <= self.shrink_until <= 1, "应在 [0, 1] 内"),
             "randaugment": (
                 known and not (self.randaugment and self.trivial),
                 "应是（操作个数 1 或 2，强度 0 到 30 的整数），且不与 trivial 同用",
             ),
         }
+        rules |= {name: (getattr(self, name) >= 0, "不能为负") for name in ("crop", "mixup", "cutmix", "shrink")}
+        rules |= {name: (0 <= getattr(self, name) <= 1, "应在 [0, 1] 内") for name in ("jitter", *ENDS)}
         for name, (good, rule) in rules.items():
             if not good:
                 raise UserError(f"数据增强 {name}={getattr(self, name)!r} 不可用：{rule}。")
+
+    def at(self, epoch: int, epochs: int) -> "Augment":
+        """Return the switches of one epoch, 0-based, of so many: without those whose time is over."""
+        ended = {name for end, names in ENDS.items() if epoch >= getattr(self, end) * epochs for name in names}
+        return Augment(**{name: value for name, value in self.switches().items() if name not in ended})
 
     def switches(self) -> dict[str, Any]:
         """Return the switches that differ from their default, JSON-able."""
@@ -118,7 +124,7 @@ class EpochDraws:
 
     def __init__(self, seed: int, epoch: int, labels: Tensor, steps: int, sampling: str = "all") -> None:
         """Draw for images of these labels, int64 (N,), on their device; sampling as in a recipe."""
-        self._seed, self._epoch = seed, epoch
+        self.epoch, self._seed = epoch, seed
         source, images = generator(seed, "epoch", epoch), len(labels)
         order = torch.randperm(images, generator=source)
         table = torch.rand(images, len(COLUMNS) + _SPARE, generator=source)
@@ -139,7 +145,7 @@ class EpochDraws:
         Another ``view`` of the same images has draws of its own.
         """
         if view not in self._tables:
-            source = generator(self._seed, "epoch", self._epoch, "view", view)
+            source = generator(self._seed, "epoch", self.epoch, "view", view)
             self._tables[view] = torch.rand(self.table.shape, generator=source).to(self.order.device)
         rows = self._tables[view][places]
         return {name: rows[:, i] for i, name in enumerate(COLUMNS)}

@@ -184,13 +184,13 @@ class Trainer:
 
     def _batch(self, draws: EpochDraws, epoch: int, i: int) -> tuple[Any, Tensor]:
         """Return what the objective shows the model, float32, and targets: int64 (B,) or, mixed, float32 (B, K)."""
-        pixels, switches = self._pixels(draws, i), self.objective.switches
+        pixels, switches = self._pixels(draws, i), self.objective.switches.at(epoch, self.recipe.epochs)
         targets = self.labels[draws.order[i * self.batch : (i + 1) * self.batch]]
         if self.recipe.objective != "classify":
             return pixels, targets
-        if (switches.mixup or switches.cutmix) and epoch < switches.mix_until * self.recipe.epochs:
+        if switches.mixup or switches.cutmix:
             pixels, targets = mix(pixels, targets, self.data.num_classes, switches, draws.mix(i))
-        if switches.shrink and epoch < switches.shrink_until * self.recipe.epochs:
+        if switches.shrink:
             pixels = F.interpolate(pixels, size=switches.shrink, mode="bilinear", antialias=True)
         return pixels, targets
 

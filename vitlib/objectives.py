@@ -100,7 +100,8 @@ class Objective:
 
         Float32 in the recipe's range, one tensor (B, C, H, W) a view; where there is but one, a step is given it alone.
         """
-        return [augment(images, draws.rows(places), self.switches, self.recipe.normalize)]
+        switches = self.switches.at(draws.epoch, self.recipe.epochs)
+        return [augment(images, draws.rows(places), switches, self.recipe.normalize)]
 
     def __call__(self, forward: Callable[[Any], Any], pixels: Any, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the scalar loss of a batch, and its logits (B, K) where there are any.

@@ -166,7 +166,13 @@ CPU_AGAIN = CPU_WIDE.but(
     name="cpu-again", init_from=CPU_WIDE, transfer="all", teacher=CPU_WIDE, distill={"temperature": 2.0},
     augment={"trivial": True},
 )  # fmt: skip
-# The way to cpu-again, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
+# The network of cpu-wide for those with bfloat16 and three quarters of an hour of a core: varied pictures, small ones at
+# first, until it has settled, and at the end plain ones. Larger batches, because Muon costs the same for each.
+CPU_SETTLED = CPU_WIDE.but(
+    name="cpu-settled", epochs=30, batch_size=256, lr=1.5e-2, warmup_epochs=1.0,
+    augment={"crop": 4, "trivial": True, "erase": 0.25, "shrink": 24, "strong_until": 0.8},
+)  # fmt: skip
+# The way to cpu-settled, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
 # is the time. AdamW has the rate it had before Muon, then with batches of 64; unlike Muon's it was never swept
 # (benchmarks/RECIPE.md).
 CPU_PLAIN = CPU.but(
@@ -176,7 +182,7 @@ CPU_LADDER = [
     *climb(("线性图像块（4 轮）", CPU_PLAIN), "cpu-with", {name: STEPS[name] for name in ("stem", "pool", "balance")}),
     ("+ Muon 优化器", CPU.but(name="cpu-with-muon", epochs=CPU_PLAIN.epochs)), ("+ 9 轮", CPU),
     ("+ 加宽、随机擦除、16 轮", CPU_LONG), ("+ 40 轮", CPU_LONGEST), ("+ TrivialAugment", CPU_VARIED),
-    ("换加宽混合的茎部，8 轮", CPU_WIDE), ("+ 从所得权重出发再学一遍", CPU_AGAIN),
+    ("换加宽混合的茎部，8 轮", CPU_WIDE), ("+ TrivialAugment（末尾关闭）、先用小图像、30 轮", CPU_SETTLED),
 ]  # fmt: skip
 # The child of cpu-long, of a quarter of the weights, which also imitates it.
 CPU_LIGHT = CPU_LONG.but(
@@ -185,6 +191,12 @@ CPU_LIGHT = CPU_LONG.but(
 )  # fmt: skip
 # The child of cpu-varied, as varied as its teacher and longer than cpu-light: a child that imitates needs patience.
 CPU_CHILD = CPU_LIGHT.but(name="cpu-child", teacher=CPU_VARIED, epochs=30, augment={"trivial": True})
+# The child of cpu-settled, of a fifth of its parameters and arithmetic, with the stem whose widths follow that of the
+# blocks.
+CPU_PUPIL = CPU_SETTLED.but(
+    name="cpu-pupil", model_args={"stem": "pooled", "d_model": 128, "ffn_hidden_channels": 256}, teacher=CPU_SETTLED,
+    distill={"temperature": 2.0},
+)  # fmt: skip
 # What one GPU can do while one holds one's breath: the recipe that `vitlib speedrun` times. A large batch, because
 # launches, not arithmetic, limit a small one.
 FAST = Recipe(
@@ -196,7 +208,8 @@ FAST = Recipe(
 RECIPES = {
     recipe.name: recipe for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
-        *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_MILD, CPU_LIGHT, CPU_CHILD, FAST,
+        *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_MILD, CPU_AGAIN, CPU_LIGHT, CPU_CHILD,
+        CPU_PUPIL, FAST,
     )
 }  # fmt: skip
 

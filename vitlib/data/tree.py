@@ -24,18 +24,11 @@ RATIO_MATTERS_BYTES = 64 * 2**20
 
 LAYOUT = "请把数据放成“文件夹/类别/图像”，或在 train 与 test 两个子文件夹里各放一份这样的类别文件夹"
 REASONS = {
-    errno.ENOENT: "不存在",
-    errno.EACCES: "没有访问权限",
-    errno.EPERM: "没有访问权限",
-    errno.EROFS: "所在的磁盘是只读的",
-    errno.ELOOP: "是一个绕回自己的链接（链接成环）",
-    errno.ENOSPC: "磁盘空间不足",
-    errno.EDQUOT: "磁盘配额已用完",
-    errno.EFBIG: "超出了允许的文件大小，空间不足",
-    errno.ENOTDIR: "路径中有一段不是文件夹",
-    errno.EISDIR: "是一个文件夹",
-    errno.EEXIST: "已经存在",
-}
+    errno.ENOENT: "不存在", errno.EACCES: "没有访问权限", errno.EPERM: "没有访问权限",
+    errno.EROFS: "所在的磁盘是只读的", errno.ELOOP: "是一个绕回自己的链接（链接成环）",
+    errno.ENOSPC: "磁盘空间不足", errno.EDQUOT: "磁盘配额已用完", errno.EFBIG: "超出了允许的文件大小，空间不足",
+    errno.ENOTDIR: "路径中有一段不是文件夹", errno.EISDIR: "是一个文件夹", errno.EEXIST: "已经存在",
+}  # fmt: skip
 
 
 def reason(error: OSError) -> str:

@@ -39,19 +39,9 @@ class Block(nn.Module):
     """One pre-norm encoder block, (B, N, D) -> (B, N, D): attention mixes tokens, the FFN works on each."""
 
     def __init__(
-        self,
-        d_model: int,
-        num_heads: int,
-        hidden: int,
-        dropout: float,
-        attention_dropout: float,
-        drop_path: float,
-        layer_scale: float | None,
-        head_dim: int = 0,
-        norm: str = "layer",
-        scale: str = "head",
-        local: bool = False,
-    ):
+        self, d_model: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float, drop_path: float,
+        layer_scale: float | None, head_dim: int = 0, norm: str = "layer", scale: str = "head", local: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.norm1 = NORMS[norm](d_model)
         self.attention = Attention(d_model, num_heads, dropout, attention_dropout, head_dim, scale, local)
