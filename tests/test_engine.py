@@ -229,9 +229,7 @@ def test_images_are_small_at_first_then_whole_and_judged_whole(data, tmp_path):
 
 def test_training_ends_on_plain_pictures(data, tmp_path):
     strong = {"trivial": True, "erase": 1.0, "strong_until": 0.5}
-    varied, plain = (
-        trainer(VIT.but(augment=switches), data, tmp_path) for switches in (strong, dict.fromkeys(strong))
-    )
+    varied, plain = (trainer(VIT.but(augment=switches), data, tmp_path) for switches in (strong, dict.fromkeys(strong)))
     same = []
     for epoch in range(4):
         draws = EpochDraws(0, epoch, varied.labels, varied.steps_per_epoch)
