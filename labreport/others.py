@@ -121,8 +121,8 @@ def without_blocks(recipe: Recipe) -> Recipe:
     return recipe.but(model_args={"num_layers": 0})
 
 
-def blocks_told(recipes: Mapping[str, Recipe], runs: Iterable[Run]) -> str:
-    """Return what the blocks behind a convolutional stem are, and what a trial without them says, as Chinese sentences.
+def blocks_gains(runs: Sequence[Run]) -> list[Comparison]:
+    """Return what the blocks behind a convolutional stem add, one comparison for each recipe with such a control.
 
     The trials are pairs of benchmarks/trial.py, judged by the validation split: a recipe, and the same without blocks,
     each at its full length on all the images but that tenth.
@@ -132,24 +132,25 @@ def blocks_told(recipes: Mapping[str, Recipe], runs: Iterable[Run]) -> str:
         if run.data["name"] == PROXY and is_whole(run) and not run.failed:
             trials.setdefault(f"{run.recipe.spec()}", []).append(run)
     pairs = [(group, trials.get(f"{without_blocks(group[0].recipe).spec()}", group)) for group in trials.values()]
-    pairs = [(group, bare) for group, bare in pairs if bare is not group]
-    gains = [
+    return [
         compare([run.correct for run in group], [run.correct for run in bare], (f"{group[0].name} ", "去掉块的"))
         for group, bare in pairs
+        if bare is not group
     ]
+
+
+def blocks_told(recipes: Mapping[str, Recipe], runs: Sequence[Run]) -> str:
+    """Return what is convolution and what Transformer in these recipes, and :func:`blocks_gains`, as Chinese sentences."""
+    gains = blocks_gains(runs)
     begin = f"茎部是卷积网络，这些准确率里有多少来自 Transformer，要另外问。{blocks_share_told(recipes)}，其余几乎都在茎部。"
-    if not pairs:
+    if not gains:
         return spaced(f"{begin}去掉编码器块的对照没有记录，准确率里有多少来自编码器块，还不知道。")
-    data = pairs[0][0][0].data
-    outcome = (
-        "没有一处区间说有块的更高：在这些训练里看不出编码器块提高了准确率，茎部自己就能达到这样的成绩。"
-        if all(gain.low <= 0 for gain in gains)
-        else ""
-    )
+    unseen = "没有一处区间说有块的更高：在这些训练里看不出编码器块提高了准确率，茎部自己就能达到这样的成绩。"
+    outcome = unseen if all(gain.low <= 0 for gain in gains) else ""
+    judges = next(len(run.correct) for run in runs if run.data["name"] == PROXY and is_whole(run))
     return spaced(
-        f"{begin}对照是去掉编码器块、其余照旧的训练（没有块就不是 ViT，不参加 best 的比较），用 {data['train_images']:,} 张"
-        f"训练图像学习，在 {data['test_images']:,} 张验证图像上比较："
-        f"{''.join(gain.sentence for gain in gains)}{outcome}"
+        f"{begin}对照是去掉编码器块、其余照旧的训练（没有块就不是 ViT，不参加 best 的比较），用 {sum(TRAIN_COUNTS) - judges:,} 张"
+        f"训练图像学习，在 {judges:,} 张验证图像上比较：{''.join(gain.sentence for gain in gains)}{outcome}"
     )
 
 
