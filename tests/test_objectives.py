@@ -300,7 +300,7 @@ def dino(**arguments):
 
 def views(model, images, seed=0):
     draws = EpochDraws(seed, 0, torch.zeros(len(images), dtype=torch.long), 1)
-    job = type("Job", (), {"augment": {"flip": True}, "distill": {}, "normalize": "half"})
+    job = type("Job", (), {"augment": {"flip": True}, "distill": {}, "normalize": "half", "epochs": 1})
     return SelfDistill(job, model, None).views(images, draws, slice(None))
 
 

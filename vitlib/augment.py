@@ -7,6 +7,7 @@ were, a resumed run repeats them, and CPU and GPU see the same pictures.
 Letters: B images of a batch, C channels, H height, W width, K classes.
 """
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -104,6 +105,7 @@ class Augment:
             if not good:
                 raise UserError(f"数据增强 {name}={getattr(self, name)!r} 不可用：{rule}。")
 
+    @functools.cache  # noqa: B019 (asked twice a step; there are as many answers as epochs)
     def at(self, epoch: int, epochs: int) -> "Augment":
         """Return the switches of one epoch, 0-based, of so many: without those whose time is over."""
         ended = {name for end, names in ENDS.items() if epoch >= getattr(self, end) * epochs for name in names}

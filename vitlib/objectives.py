@@ -154,7 +154,7 @@ class SelfDistill(Objective):
 
     def views(self, images: Tensor, draws: EpochDraws, places: slice) -> list[Tensor]:
         """Return two large views of each image, then the small ones."""
-        crops = self.model.crops(self.switches)  # type: ignore[operator]
+        crops = self.model.crops(self.switches.at(draws.epoch, self.recipe.epochs))  # type: ignore[operator]
         normalize = self.recipe.normalize
         return [augment(images, draws.rows(places, v), how, normalize, side) for v, (how, side) in enumerate(crops)]
 

@@ -166,7 +166,7 @@ CPU_AGAIN = CPU_WIDE.but(
     name="cpu-again", init_from=CPU_WIDE, transfer="all", teacher=CPU_WIDE, distill={"temperature": 2.0},
     augment={"trivial": True},
 )  # fmt: skip
-# The network of cpu-wide for those with bfloat16 and three quarters of an hour of a core: varied pictures, small ones at
+# The network of cpu-wide for those with bfloat16 and an hour of a core: varied pictures, small ones at
 # first, until it has settled, and at the end plain ones. Larger batches, because Muon costs the same for each.
 CPU_SETTLED = CPU_WIDE.but(
     name="cpu-settled", epochs=30, batch_size=256, lr=1.5e-2, warmup_epochs=1.0,
