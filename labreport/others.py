@@ -121,8 +121,8 @@ def without_blocks(recipe: Recipe) -> Recipe:
     return recipe.but(model_args={"num_layers": 0})
 
 
-def blocks_gains(runs: Sequence[Run]) -> list[Comparison]:
-    """Return what the blocks behind a convolutional stem add, one comparison for each recipe with such a control.
+def blocks_gains(runs: Sequence[Run]) -> dict[str, Comparison]:
+    """Return what the blocks behind a convolutional stem add, by name of each recipe that has such a control.
 
     The trials are pairs of benchmarks/trial.py, judged by the validation split: a recipe, and the same without blocks,
     each at its full length on all the images but that tenth.
@@ -132,11 +132,22 @@ def blocks_gains(runs: Sequence[Run]) -> list[Comparison]:
         if run.data["name"] == PROXY and is_whole(run) and not run.failed:
             trials.setdefault(f"{run.recipe.spec()}", []).append(run)
     pairs = [(group, trials.get(f"{without_blocks(group[0].recipe).spec()}", group)) for group in trials.values()]
-    return [
-        compare([run.correct for run in group], [run.correct for run in bare], (f"{group[0].name} ", "去掉块的"))
+    return {
+        group[0].name: compare(
+            [run.correct for run in group], [run.correct for run in bare], (f"{group[0].name} ", "去掉块的")
+        )
         for group, bare in pairs
         if bare is not group
-    ]
+    }
+
+
+def blocks_worth(name: str, runs: Sequence[Run]) -> str:
+    """Return whether this recipe's own control shows that its blocks add anything, as one Chinese clause."""
+    if not (gain := blocks_gains(runs).get(name)):
+        return "它的编码器块值多少，没有去掉它们的对照，还不知道"
+    seen = f"有块的高 {points(gain.difference)} 个百分点" if gain.low > 0 else "看不出这些块提高了准确率"
+    few = f"（各 {min(gain.seeds)} 个种子，区间只计图像的抽样误差）" * (min(gain.seeds) < FEWEST_SEEDS)
+    return f"与去掉编码器块的对照相比{few}，{seen}"
 
 
 def blocks_told(recipes: Mapping[str, Recipe], runs: Sequence[Run]) -> str:
@@ -145,30 +156,36 @@ def blocks_told(recipes: Mapping[str, Recipe], runs: Sequence[Run]) -> str:
     begin = f"茎部是卷积网络，这些准确率里有多少来自 Transformer，要另外问。{blocks_share_told(recipes)}，其余几乎都在茎部。"
     if not gains:
         return spaced(f"{begin}去掉编码器块的对照没有记录，准确率里有多少来自编码器块，还不知道。")
-    unseen = "没有一处区间说有块的更高：在这些训练里看不出编码器块提高了准确率，茎部自己就能达到这样的成绩。"
-    outcome = unseen if all(gain.low <= 0 for gain in gains) else ""
+    outcome = "没有一处区间说有块的更高。" * all(gain.low <= 0 for gain in gains.values())
+    lacking = [label for label, recipe in recipes.items() if recipe.name not in gains]
+    outcome += f"{'、'.join(lacking)}还没有这样的对照。" * bool(lacking)
     judges = next(len(run.correct) for run in runs if run.data["name"] == PROXY and is_whole(run))
     return spaced(
         f"{begin}对照是去掉编码器块、其余照旧的训练（没有块就不是 ViT，不参加 best 的比较），用 {sum(TRAIN_COUNTS) - judges:,} 张"
-        f"训练图像学习，在 {judges:,} 张验证图像上比较：{''.join(gain.sentence for gain in gains)}{outcome}"
+        f"训练图像学习，在 {judges:,} 张验证图像上比较：{''.join(gain.sentence for gain in gains.values())}{outcome}"
     )
 
 
+def recall(run: Run) -> str:
+    """Return what orders :func:`on_validation`, in percent."""
+    return f"{100 * run_scores(run)['balanced_accuracy']:.1f}"
+
+
+def behind(judged: Mapping[str, Run]) -> list[Comparison]:
+    """Return how far the others of :func:`on_validation` are from its first, in accuracy, paired on the images."""
+    (first, top), *rest = judged.items()
+    return [compare([run.correct], [top.correct], (label, first)) for label, run in rest]
+
+
 def chosen_told(judged: Mapping[str, Run], best: str) -> str:
-    """Return what the validation split says of the recipes, and whether ``best`` follows it, as Chinese sentences."""
+    """Return which recipe the validation split puts first, and whether ``best`` follows it, as Chinese sentences."""
     if len(judged) < 2:
         return ""
-    (first, top), *_ = judged.items()
-    said = "、".join(f"{label}是 {100 * run_scores(run)['balanced_accuracy']:.1f} %" for label, run in judged.items())
-    gaps = [compare([top.correct], [run.correct], (first, label)).sentence for label, run in [*judged.items()][1:]]
+    (first, top), (second, next_), *_ = judged.items()
+    follows = "best 就归它" if first == best else f"而随项目发布的 best 还是{best or '别的配方'}，尚未换成它"
     return spaced(
-        f"在验证集上比较：用其余 {top.data['train_images']:,} 张训练图像把各配方训练满自己的轮数，"
-        f"判据是各类召回率的平均，{said}。准确率之差（这里的测试图像就是验证集）：{''.join(gaps)}"
-        + (
-            f"判据最高的是{first}，best 就归它。"
-            if first == best
-            else f"判据最高的是{first}，而随项目发布的 best 还是{best or '别的配方'}，尚未换成它。"
-        )
+        f"在验证集上比较了 {len(judged)} 个配方：用其余 {top.data['train_images']:,} 张训练图像训练满自己的轮数，判据是各类召回率"
+        f"的平均。最高的是{first}，{recall(top)} %，{follows}；其次是{second}，{recall(next_)} %。"
     )
 
 
@@ -213,21 +230,13 @@ def gains_told(steps: Sequence[Comparison]) -> str:
         "证据不足": "种子够数而分不出高下的是",
         few: few,
     }
-    epochs = {label: recipe.epochs for label, recipe in CPU_LADDER}
-
-    def change(step: Comparison) -> str:
-        after, before = (epochs[name] for name in step.names)
-        return (
-            step.names[0]
-            .removeprefix("+ ")
-            .replace(f"{after} 轮", f"轮数由 {before} {'增' if after > before else '减'}至 {after}")
-        )
-
     told = []
     for outcome, words in says.items():
         found = [step for step in steps if outcome == (few if min(step.seeds) < FEWEST_SEEDS else step.verdict)]
         found.sort(key=lambda step: -abs(step.difference))
-        each = "、".join(f"“{change(step)}”（{points(step.difference, sign=True)} 个百分点）" for step in found)
+        each = "、".join(
+            f"“{step.names[0].removeprefix('+ ')}”（{points(step.difference, sign=True)} 个百分点）" for step in found
+        )
         told += [f"{words}{each}"] * bool(found)
     return spaced("；".join(told) + "。") if told else ""
 

@@ -121,6 +121,14 @@ def test_what_the_blocks_are_worth_is_told_from_a_trial_without_them():
     elsewhere = trial("cpu-wide", [0.8] * 10, model_args={"num_layers": 0})
     elsewhere.data["train_images"] -= 1  # a trial on fewer images
     assert "不知道" in others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10), elsewhere])
+    pair = [trial("cpu-wide", [0.9] * 10), bare]
+    assert "有块的高 10.0 个百分点" in others.blocks_worth("cpu-wide", pair) and "各 1 个种子" in told
+    assert "不知道" in others.blocks_worth("cpu-settled", pair)  # the control of another recipe says nothing of it
+    assert "cpu-settled（30 轮）还没有这样的对照" in others.blocks_told(
+        recipes | {"cpu-settled（30 轮）": RECIPES["cpu-settled"]}, pair
+    )
+    alike = [trial("cpu-wide", [0.9] * 10), trial("cpu-wide", [0.9] * 10, model_args={"num_layers": 0})]
+    assert "看不出" in others.blocks_worth("cpu-wide", alike) and "没有一处" in others.blocks_told(recipes, alike)
 
 
 def trial(name, rights, **changes):
@@ -150,9 +158,10 @@ def test_the_validation_split_ranks_whole_recipes_at_full_length_by_the_mean_of_
     found = others.on_validation([mild, small, short, failed, of_test, varied])
     assert list(found) == ["cpu-varied（40 轮）", "cpu-mild（16 轮）"] and found["cpu-mild（16 轮）"] is mild
     told = others.chosen_told(found, "cpu-varied（40 轮）")
-    assert "cpu-varied（40 轮）是 92.5 %、cpu-mild（16 轮）是 90.0 %" in told and told.endswith("best 就归它。")
-    assert "高 2.5 个百分点" in told and "证据不足" in told
-    assert others.chosen_told(found, "cpu-mild（16 轮）").endswith("best 还是 cpu-mild（16 轮），尚未换成它。")
+    assert "最高的是 cpu-varied（40 轮），92.5 %，best 就归它；其次是 cpu-mild（16 轮），90.0 %。" in told
+    (gap,) = others.behind(found)
+    assert gap.names == ("cpu-mild（16 轮）", "cpu-varied（40 轮）") and round(100 * gap.difference, 1) == -2.5
+    assert "best 还是 cpu-mild（16 轮），尚未换成它" in others.chosen_told(found, "cpu-mild（16 轮）")
     assert others.chosen_told({"cpu-mild（16 轮）": mild}, "cpu-mild（16 轮）") == ""
 
 
@@ -200,11 +209,11 @@ def test_a_step_of_the_ladder_is_compared_with_the_one_right_below_it():
         r"显著提高.*“混合茎部”（\+20\.0 个百分点）；显著降低.*（−10\.0 个百分点）；种子少于 3 个、证据不足", said
     )
     more = others.gains({label: [*rung(label, 3, right)] for label, right in zip(labels[4:6], (600, 900), strict=True)})
-    assert others.gains_told(more) == "显著提高了准确率的是“轮数由 4 增至 9”（+30.0 个百分点）。"
+    assert others.gains_told(more) == "显著提高了准确率的是“轮数增至 9”（+30.0 个百分点）。"
     less = others.gains(
         {label: [*rung(label, 3, right)] for label, right in zip(labels[8:10], (900, 600), strict=True)}
     )
-    assert "轮数由 40 减至 8”（−30.0 个百分点）" in others.gains_told(less)
+    assert "轮数减至 8”（−30.0 个百分点）" in others.gains_told(less)
     assert others.gains_told([]) == "" and others.gains(others.climbed({})) == []
     alike = others.gains({labels[0]: [*rung(labels[0], 3, 500)], labels[1]: [*rung(labels[1], 3, 500)]})
     assert re.search(r"“混合茎部”（0\.0 个百分点）", others.gains_told(alike))

@@ -42,7 +42,7 @@ KEYS = {
     "cpu-mild": "dc62a258a52c907d",
     "cpu-wide": "75fa4afb2e94b766",
     "cpu-again": "2bc21cc8c0b6eabd",
-    "cpu-pupil": "4b9920fcaf005a34",
+    "cpu-vit": "df5f8f2fe3fc05d9",
     "cpu-settled": "2acae60efe4cb475",
     "cpu-light": "4fd9f61d3bb3bedf",
     "cpu-child": "832c8eaf6999d2c0",
