@@ -63,7 +63,9 @@ def test_what_sets_a_recipe_apart_is_read_from_its_run(cells):
     words, settings = words_on(RECIPES["cpu"], longer, RECIPES["vit"])
     assert "cpu-long｜cpu｜宽度由 128 改为 192；轮数由 9 改为 5；权重衰减由 0.05 改为 0.2；" in words
     assert (
-        words.endswith("数据增强增加随机擦除 0.25，去掉平移裁剪 4 像素") and "翻转" not in words and "vit｜" not in words
+        words.endswith("数据增强增加随机擦除 0.25，去掉平移裁剪 4 像素")
+        and "翻转" not in words
+        and "vit｜" not in words
     )
     assert "块数（2）" in words and "轮数（9" not in words and "TrivialAugment" not in words
     again, _ = words_on(RECIPES["cpu-again"])  # learned with labels before, which is no pre-training
