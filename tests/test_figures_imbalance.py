@@ -78,6 +78,7 @@ def test_a_method_keeps_its_colour_in_both_panels_and_gaps_stay_open():
         {"本项目": ours, "已发表": ours.loc[["乙"]]}, "甲", {"本项目": {("甲", 100)}}
     )
     left, right = ({line.get_label(): line for line in ax.lines if line.get_label() in ours.index} for ax in fig.axes)
+    assert [ax.get_title() for ax in fig.axes] == ["本项目", "已发表"]
     assert len(left["乙"].get_xdata()) == 1 and len(left["甲"].get_xdata()) == 2
     assert left["乙"].get_color() == right["乙"].get_color() != left["甲"].get_color()
     hollow = [line for line in fig.axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]

@@ -116,7 +116,7 @@ def against_factor(
         len(rows), len(panels), figsize=(WIDTH, 0.5 + 2.1 * len(rows)), layout="constrained", squeeze=False,
         sharex=True, sharey="col",
     )  # fmt: skip
-    for row, members in zip(axes, rows, strict=True):
+    for place, (row, members) in enumerate(zip(axes, rows, strict=True)):
         colours = {base: (0.15, 0.15, 0.15)} | _palette(members)
         marks = dict(zip(colours, MARKERS, strict=False))
         drawn: dict[str, Line2D] = {}
@@ -131,7 +131,7 @@ def against_factor(
                 drawn.setdefault(label, line)
                 hollow = known[[(label, factor) in fallen.get(title, ()) for factor in known.index]]
                 ax.plot(shift * hollow.index.to_numpy(float), hollow.to_numpy(float), markerfacecolor="white", **look)
-            ax.set(xscale="log", xlim=(min(factors) / 1.4, max(factors) * 1.4), title=title if row is axes[0] else "")
+            ax.set(xscale="log", xlim=(min(factors) / 1.4, max(factors) * 1.4), title="" if place else title)
             ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
             ax.minorticks_off()
         row[0].set_ylabel("测试准确率 / %")
