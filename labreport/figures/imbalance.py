@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -126,7 +126,7 @@ def against_factor(
             beside = np.geomspace(0.8, 1.25, len(mine)) if mine.notna().any().sum() == 1 else np.ones(len(mine))
             for (name, values), shift in zip(mine.iterrows(), beside, strict=True):
                 known, label = values.dropna(), str(name)
-                look = {"color": colours[label], "marker": marks[label], "markersize": 4}
+                look: dict[str, Any] = {"color": colours[label], "marker": marks[label], "markersize": 4}
                 (line,) = ax.plot(shift * known.index.to_numpy(float), known.to_numpy(float), label=label, **look)
                 drawn.setdefault(label, line)
                 hollow = known[[(label, factor) in fallen.get(title, ()) for factor in known.index]]
