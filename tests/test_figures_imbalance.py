@@ -74,19 +74,25 @@ def test_reliability_pools_the_seeds():
 
 def test_a_method_keeps_its_colour_in_both_panels_and_gaps_stay_open():
     ours = pd.DataFrame({10: {"甲": 80.0, "乙": 82.0}, 100: {"甲": 50.0, "乙": np.nan}})
-    fig = figures_imbalance.against_factor({"本项目": ours, "已发表": ours.loc[["乙"]]})
-    left, right = fig.axes
-    assert len(left.lines[1].get_xdata()) == 1 and len(left.lines[0].get_xdata()) == 2
-    assert left.lines[1].get_color() == right.lines[0].get_color() != left.lines[0].get_color()
+    fig = figures_imbalance.against_factor(
+        {"本项目": ours, "已发表": ours.loc[["乙"]]}, "甲", {"本项目": {("甲", 100)}}
+    )
+    left, right = ({line.get_label(): line for line in ax.lines if line.get_label() in ours.index} for ax in fig.axes)
+    assert [ax.get_title() for ax in fig.axes] == ["本项目", "已发表"]
+    assert len(left["乙"].get_xdata()) == 1 and len(left["甲"].get_xdata()) == 2
+    assert left["乙"].get_color() == right["乙"].get_color() != left["甲"].get_color()
+    hollow = [line for line in fig.axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in hollow] == [([100], [50])]
 
 
-def test_many_methods_at_one_factor_stand_side_by_side_and_differ():
-    (ax,) = figures_imbalance.against_factor(
-        {"本项目": pd.DataFrame({100: [50.0] * 12}, list("甲乙丙丁戊己庚辛壬癸子丑"))}
-    ).axes
-    assert len({line.get_xdata()[0] for line in ax.lines}) == 12
-    looks = {(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in ax.lines}
-    assert len(looks) == 12
+def test_many_methods_share_rows_of_six_with_the_base_and_differ_in_each():
+    methods = list("甲乙丙丁戊己庚辛壬癸子丑")
+    fig = figures_imbalance.against_factor({"本项目": pd.DataFrame({100: [50.0] * 12}, methods)}, "甲", {})
+    shown = [[line for line in ax.lines if line.get_label() in methods] for ax in fig.axes]
+    assert ["".join(line.get_label() for line in lines) for lines in shown] == ["甲乙丙丁戊己庚", "甲辛壬癸子丑"]
+    for lines in shown:  # at one factor they stand side by side
+        assert len({line.get_xdata()[0] for line in lines}) == len(lines)
+        assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines)
 
 
 def test_classes_stand_by_falling_size_and_likeness_in_bins():

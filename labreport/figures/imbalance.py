@@ -1,13 +1,15 @@
 """Figures of section 2.2. See ``labreport.figures.plots`` for what all figures share."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from labreport import metrics
 from labreport.figures.pictures import WIDTH
@@ -70,15 +72,16 @@ def likeness(curves: "Mapping[str, Mapping[str, Sequence[float]]]") -> Figure:
 
 
 def doses(accuracy: "Mapping[str, Mapping[str, Sequence[float]]]") -> Figure:
-    """Accuracy in percent against the dose of augmentation: a line a set of images, a point a seed.
+    """Accuracy in percent against the dose of augmentation: a line of means a set of images, a small point a seed.
 
     ``accuracy``: set of images to dose, weakest first, to the accuracies (0-1) of its seeds.
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
     for (label, by_dose), marker, colour in zip(accuracy.items(), MARKERS, _palette(accuracy).values(), strict=False):
-        ax.plot([100 * np.mean(values) for values in by_dose.values()], color=colour, label=label)
+        means = [100 * np.mean(values) for values in by_dose.values()]
+        ax.plot(means, color=colour, marker=marker, markersize=5, label=label)
         for place, values in enumerate(by_dose.values()):
-            ax.plot([place] * len(values), 100 * np.asarray(values), marker, color=colour, markersize=4)
+            ax.plot([place] * len(values), 100 * np.asarray(values), marker, color=colour, markersize=3, alpha=0.6)
         ax.set_xticks(range(len(by_dose)), [dose.replace("（", "\n（") for dose in by_dose])
     ax.set(xlabel="数据增强（由弱到强）", ylabel="准确率 / %")
     _legend_below(fig, [ax])
@@ -97,33 +100,42 @@ def by_class(values: Mapping[str, np.ndarray], names: Sequence[str], sizes: np.n
     return fig
 
 
-def against_factor(panels: "Mapping[str, pd.DataFrame]") -> Figure:
-    """Accuracy in percent against the imbalance factor, a panel a source.
+def against_factor(
+    panels: "Mapping[str, pd.DataFrame]", base: str, fallen: Mapping[str, Collection[tuple[str, float]]]
+) -> Figure:
+    """Accuracy in percent against the imbalance factor: a column a source, and a row for every six methods.
 
-    Each frame has the methods as its index and the factors (numbers) as its columns; NaN where there is none.
+    Each frame has the methods as its index and the factors (numbers) as its columns; NaN where there is none. ``base``
+    is drawn in every panel, nearly black; the points (method, factor) of a source that ``fallen`` names are hollow.
     """
-    labels = list(dict.fromkeys(label for frame in panels.values() for label in frame.index))
-    colours = _palette(labels)
+    labels = list(dict.fromkeys(label for frame in panels.values() for label in frame.index if label != base))
+    factors = sorted({float(factor) for frame in panels.values() for factor in frame.columns})
+    size = math.ceil(len(labels) / max(1, math.ceil(len(labels) / 6)))
+    rows = [labels[at : at + size] for at in range(0, len(labels), max(1, size))] or [[]]
     fig, axes = plt.subplots(
-        1, len(panels), figsize=(WIDTH, 3.1), layout="constrained", squeeze=False, gridspec_kw={"wspace": 0.08}
-    )
-    drawn: dict[str, object] = {}
-    for ax, (title, frame) in zip(axes[0], panels.items(), strict=True):
-        # points of a single factor would hide one another: they stand side by side about it
-        beside = np.geomspace(0.8, 1.25, len(frame)) if frame.notna().any().sum() == 1 else np.ones(len(frame))
-        for (label, row), shift in zip(frame.iterrows(), beside, strict=True):
-            known, again = row.dropna(), labels.index(str(label)) >= 10  # colours and markers are ten
-            (line,) = ax.plot(
-                shift * known.index.to_numpy(float), known.to_numpy(float), color=colours[str(label)], markersize=4,
-                marker=MARKERS[labels.index(str(label))], label=str(label), linestyle="--" if again else "-",
-                markerfacecolor="none" if again else None,
-            )  # fmt: skip
-            drawn.setdefault(str(label), line)
-        factors = sorted({float(factor) for frame in panels.values() for factor in frame.columns})
-        ax.set(title=title, xscale="log", xlabel="不平衡因子", ylabel="测试准确率 / %")
-        ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
-        ax.minorticks_off()
-        ax.set_xlim(min(factors) / 1.4, max(factors) * 1.4)
-    axes[0][-1].set_ylabel("") if len(panels) > 1 else None
-    _legend_below(fig, [], None, list(drawn.values()))  # type: ignore[arg-type]
+        len(rows), len(panels), figsize=(WIDTH, 0.5 + 2.1 * len(rows)), layout="constrained", squeeze=False,
+        sharex=True, sharey="col",
+    )  # fmt: skip
+    for place, (row, members) in enumerate(zip(axes, rows, strict=True)):
+        colours = {base: (0.15, 0.15, 0.15)} | _palette(members)
+        marks = dict(zip(colours, MARKERS, strict=False))
+        drawn: dict[str, Line2D] = {}
+        for ax, (title, frame) in zip(row, panels.items(), strict=True):
+            mine = frame.loc[[label for label in colours if label in frame.index]]
+            # points of a single factor would hide one another: they stand side by side about it
+            beside = np.geomspace(0.8, 1.25, len(mine)) if mine.notna().any().sum() == 1 else np.ones(len(mine))
+            for (name, values), shift in zip(mine.iterrows(), beside, strict=True):
+                known, label = values.dropna(), str(name)
+                look: dict[str, Any] = {"color": colours[label], "marker": marks[label], "markersize": 4}
+                (line,) = ax.plot(shift * known.index.to_numpy(float), known.to_numpy(float), label=label, **look)
+                drawn.setdefault(label, line)
+                hollow = known[[(label, factor) in fallen.get(title, ()) for factor in known.index]]
+                ax.plot(shift * hollow.index.to_numpy(float), hollow.to_numpy(float), markerfacecolor="white", **look)
+            ax.set(xscale="log", xlim=(min(factors) / 1.4, max(factors) * 1.4), title="" if place else title)
+            ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
+            ax.minorticks_off()
+        row[0].set_ylabel("测试准确率 / %")
+        row[-1].legend(handles=list(drawn.values()), loc="center left", bbox_to_anchor=(1, 0.5))
+    for ax in axes[-1]:
+        ax.set_xlabel("不平衡因子")
     return fig
