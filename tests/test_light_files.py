@@ -341,6 +341,9 @@ def test_a_ratio_of_latencies_is_paired_by_rounds():
     assert 0.92 < np.mean(covered) <= 0.99
     assert latency.ratio(np.ones(5), np.ones(5)) == (1.0, 0.0, np.inf)
     assert latency.told_ratio(np.ones(5), np.ones(5)) == "1.00 倍（轮数太少，没有区间）"
+    assert latency.factor(np.ones(5), np.ones(5)) == "1.00"
+    assert latency.factor(2.0 * drift, drift) == "2.00 [2.00, 2.00]"
+    assert latency.drift((2.0 * drift, drift), (3.0 * drift, drift)) == 1.5
 
 
 def test_latencies_are_told_without_exponents():

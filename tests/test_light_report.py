@@ -173,42 +173,58 @@ def test_patches_fade_as_their_share_falls():
     assert corners[0] == corners[3] == 100 < corners[1] < corners[2] < 255
 
 
-def test_the_tradeoff_shows_every_model_and_the_front():
-    table = pd.DataFrame(
-        {
-            "label": ["大", "小", "慢"],
-            "accuracy": [0.9, 0.85, 0.8],
-            "seconds": [0.02, 0.01, 0.03],
-            "bytes": [8e6, 1e6, 4e6],
-        }
-    )
-    fig = figures.tradeoff(table, ["大"])
-    discs = fig.axes[0].collections
-    assert [disc.get_offsets()[0].tolist() for disc in discs[:3]] == [[20, 90], [10, 85], [30, 80]]
-    assert discs[0].get_sizes()[0] == 300 and discs[1].get_sizes()[0] == pytest.approx(37.5)
+MODELS = pd.DataFrame(
+    {
+        "label": ["大", "小", "慢", "大（int8）", "另"],
+        "family": ["大", "大", "大", "大", "另"],
+        "accuracy": [0.9, 0.85, 0.8, 0.89, 0.7],
+        "seconds": [0.02, 0.01, 0.03, 0.008, 0.02],
+        "bytes": [8e6, 1e6, 4e6, 2e6, 8e6],
+        "origin": ["", "", "", "大", ""],
+    }
+)
+
+
+def test_the_tradeoff_shows_every_family_its_models_and_its_front():
+    fig = figures.tradeoff(MODELS, ["大"])
+    one, other = fig.axes
+    discs = one.collections
+    assert [disc.get_offsets()[0].tolist() for disc in discs] == [[20, 90], [10, 85], [30, 80], [8, 89]]
+    assert discs[0].get_sizes()[0] == 120 and discs[1].get_sizes()[0] == pytest.approx(15)
     assert len(discs[0].get_facecolor()) == 0 and len(discs[1].get_facecolor()) == 1  # the baseline is hollow
-    assert fig.axes[0].lines[0].get_xydata().tolist() == [[10, 85], [20, 90]]
+    assert one.lines[0].get_xydata().tolist() == [[8, 89], [20, 90]]
+    assert [text.get_text() for text in one.texts] == ["", "1", "2", "3", "4"]  # the first is the arrow to int8
+    assert [text.get_text() for text in other.get_legend().texts] == ["1 另"]
 
 
-def test_both_costs_are_drawn_side_by_side_with_the_same_numbers():
-    table = pd.DataFrame(
-        {"label": ["大", "小"], "accuracy": [0.9, 0.85], "flops": [4e8, float("nan")], "seconds": [0.02, 0.01]}
-    )
-    left, right = figures.two_costs(table, ["大"]).axes
-    assert [disc.get_offsets()[0].tolist() for disc in right.collections] == [[20, 90], [10, 85]]
-    assert left.collections[0].get_offsets()[0].tolist() == pytest.approx([400, 90])
-    assert [[text.get_text() for text in ax.texts] for ax in (left, right)] == [["1"], ["1", "2"]]
-    assert len(left.collections[0].get_facecolor()) == 0 and len(right.collections[1].get_facecolor()) == 1
+def test_the_front_takes_the_better_of_two_trainings_of_a_network():
+    twins = pd.DataFrame({"label": ["差", "好"], "accuracy": [0.8, 0.9], "seconds": [0.01, 0.01]})
+    assert figures.front(twins)["label"].tolist() == ["好"]
+    fig = figures.tradeoff(twins.assign(family="大", bytes=1e6, origin=""))
+    paths = [disc.get_paths()[0].vertices.shape for disc in fig.axes[0].collections]
+    assert paths[0] != paths[1]  # of one place, so of two shapes
+
+
+def test_shares_have_a_row_a_model_and_a_mark_a_measure():
+    rows = [("小", "计算量", 0.5, np.nan, np.nan), ("小", "延迟", 0.8, 0.7, 0.9), ("大", "计算量", 1.2, np.nan, np.nan)]
+    ax = figures.shares(pd.DataFrame(rows, columns=["label", "measure", "share", "low", "high"])).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["小", "大"]
+    assert [mark.lines[0].get_xdata().tolist() for mark in ax.containers] == [[50, 120], [80]]
+    assert ax.get_xlim()[0] == 0
 
 
 def test_numbers_of_models_that_lie_together_do_not_meet():
-    near = {"label": list("甲乙丙丁"), "accuracy": [0.9, 0.902, 0.899, 0.6], "bytes": [1e6] * 4}
-    table = pd.DataFrame(near | {"flops": [1e8, 1.02e8, 1.01e8, 1e9], "seconds": [0.01, 0.0103, 0.0101, 0.1]})
-    for fig in (figures.tradeoff(table), figures.two_costs(table)):
-        fig.canvas.draw()
-        for ax in fig.axes:
-            boxes = [text.get_window_extent() for text in ax.texts]
-            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    near = {
+        "label": list("甲乙丙丁"),
+        "accuracy": [0.9, 0.902, 0.899, 0.6],
+        "bytes": [1e6] * 4,
+        "family": "甲",
+        "origin": "",
+    }
+    fig = figures.tradeoff(pd.DataFrame(near | {"seconds": [0.01, 0.0103, 0.0101, 0.1]}))
+    fig.canvas.draw()
+    boxes = [text.get_window_extent() for text in fig.axes[0].texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_kernels_that_did_not_run_are_not_drawn():

@@ -1,6 +1,7 @@
 """The published weights side by side: whose records speak for them, and what is measured."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import toy
 from labreport.analysis import assess, shipped
 from vitlib.data import TestSet
 from vitlib.paths import weights_dir
+from vitlib.recipes import CPU_PUPIL, CPU_SETTLED
 from vitlib.store import Store
 from vitlib.weights import save_weights
 
@@ -36,6 +38,14 @@ def test_the_seeds_of_a_recipe_speak_for_its_weights(shelf):
     assert shipped.seeds_of("light", runs[:2]) == []
     (folder / "light.safetensors").unlink()
     assert shipped.seeds_of("light", store.all()) == []
+
+
+def test_a_teacher_is_known_by_its_training_and_not_by_its_name(shelf):
+    _, _, runs, _ = shelf
+    pupil = SimpleNamespace(recipe=CPU_PUPIL.but(teacher=CPU_SETTLED.but(name="cpu-pupil-teacher")))
+    assert shipped.teacher_of(pupil) == "cpu-settled"
+    stranger = SimpleNamespace(recipe=runs[0].recipe.but(teacher=runs[2].recipe))
+    assert shipped.teacher_of(stranger) == "small" and shipped.teacher_of(runs[0]) == ""
 
 
 def test_all_forms_are_measured_and_the_float_one_answers_as_its_record_says(shelf):

@@ -99,6 +99,21 @@ def ratio(slow: np.ndarray, fast: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
+def factor(slow: np.ndarray, fast: np.ndarray) -> str:
+    """Return :func:`ratio` as a cell of a table: ``2.31 [2.20, 2.40]``, alone where there is no interval."""
+    middle, low, high = ratio(slow, fast)
+    return f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low else "")
+
+
+def drift(*sessions: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return by what factor the ratio of the same two models (slow, fast) differed between sessions, at least 1.
+
+    What a machine does differently from one session to the next is in no session's interval.
+    """
+    middles = [ratio(*times)[0] for times in sessions]
+    return max(middles) / min(middles)
+
+
 def told_ratio(slow: np.ndarray, fast: np.ndarray) -> str:
     """Return :func:`ratio` in Chinese words: ``2.31 倍（95 % 区间 [2.2, 2.4]）``."""
     middle, low, high = ratio(slow, fast)

@@ -13,6 +13,7 @@ from vitlib.data import Dataset
 from vitlib.light import quantize
 from vitlib.light.export import CALIBRATION, OnnxModel, to_onnx
 from vitlib.paths import weights_dir
+from vitlib.recipes import RECIPES
 from vitlib.record import Run
 from vitlib.weights import load_trained, load_weights
 
@@ -31,6 +32,14 @@ def seeds_of(name: str, runs: Iterable[Run]) -> list[Run]:
     alike = (own.name, own.epochs, own.data["fingerprint"])
     others = [run for run in by_key.values() if (run.name, run.epochs, run.data["fingerprint"]) == alike]
     return [own, *sorted(others, key=lambda run: run.seed)]
+
+
+def teacher_of(run: Run) -> str:
+    """Return the name of the recipe that taught a run, "" if none did; a record names teachers after their pupils."""
+    teacher = run.recipe.teacher
+    if teacher is None:
+        return ""
+    return next((name for name, recipe in RECIPES.items() if recipe.spec() == teacher.spec()), teacher.name)
 
 
 def mirrored(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,8 @@
-"""Figures of section 2.4: the trade-off in three measures, what becomes of the patches, the kernels of attention."""
+"""Figures of section 2.4: what lightening gains and costs, what becomes of the patches, the kernels of attention."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,82 +10,106 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from labreport.analysis.kernels import Row
 from labreport.figures.pictures import WIDTH
 from labreport.figures.plots import MARKERS, _legend_below, _palette
 
+NOTE = "面积为模型文件的大小，空心为基线与对照，橙色为 int8；\n箭头从浮点模型指向它的 int8 版本，形状不同的是同一个网络的不同训练，阶梯线为前沿"
+
+
+def front(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that no other beats in both ``accuracy`` and ``seconds``, the fastest first."""
+    ranked = table.sort_values(["seconds", "accuracy"], ascending=[True, False])
+    return ranked[ranked["accuracy"] > ranked["accuracy"].cummax().shift(fill_value=-np.inf)]
+
 
 def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
-    """Accuracy against latency, each model a disc whose area is its file's size, with its number beside it.
+    """Accuracy against latency, a panel a ``family``, each model a mark with its number and the area of its file.
 
-    Columns of ``table``: ``label``, ``accuracy`` (0-1), ``seconds``, ``bytes``. ``baselines`` are hollow. The
-    numbers stand in the legend.
+    Columns of ``table``: ``label``, ``family``, ``accuracy`` (0-1), ``seconds``, ``bytes``, ``origin`` (the label of the
+    model that it was quantised from, or ""). ``baselines`` are hollow. Models of just the same latency are one network
+    trained in several ways, and have different shapes.
     """
-    fig, ax = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
-    colours = _palette(table["label"])
-    areas = (300 * table["bytes"] / table["bytes"].max()).clip(lower=12.0)
-    columns = (table["label"], 1e3 * table["seconds"], 100 * table["accuracy"], areas)
-    for number, (label, x, y, area) in enumerate(zip(*map(list, columns), strict=True), start=1):
-        ax.scatter(
-            x, y, s=area, alpha=0.75, linewidths=1.4, edgecolor=colours[label],
-            facecolor="none" if label in baselines else colours[label], label=f"{number} {label}",
-        )  # fmt: skip
-    ranked = table.sort_values("seconds")
-    best = ranked[ranked["accuracy"] > ranked["accuracy"].cummax().shift(fill_value=-np.inf)]
-    ax.step(1e3 * best["seconds"], 100 * best["accuracy"], where="post", color="0.75", linewidth=1, zorder=0)
-    ax.set(xlabel="批大小为 1 的延迟 / ms", ylabel="测试准确率 / %", xscale="log")
-    ax.margins(0.08, 0.12)
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter("{x:g}")
-    _legend_below(fig, [ax], "圆的面积为模型文件的大小，空心为基线与对照，阶梯线为前沿")
-    for handle in fig.legends[0].legend_handles:
-        handle.set_sizes([24])  # type: ignore[union-attr]
-    _number(ax, *columns[1:])
-    return fig
-
-
-def two_costs(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
-    """Accuracy against what is computed, and beside it against how long that takes: the same models, numbered alike.
-
-    Columns of ``table``: ``label``, ``accuracy`` (0-1), ``flops`` (NaN where unknown), ``seconds``. ``baselines`` are
-    hollow. What stands further left in one panel than in the other saves operations that take no time.
-    """
-    fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained", sharey=True)
-    colours = _palette(table["label"])
-    panels = ((table["flops"] / 1e6, "MFLOPs"), (1e3 * table["seconds"], "批大小为 1 的延迟 / ms"))
-    for ax, (costs, label) in zip(axes, panels, strict=True):
-        rows = zip(table["label"], costs, 100 * table["accuracy"], strict=True)
-        for number, (name, x, y) in enumerate(rows, start=1):
+    families = list(table.groupby("family", sort=False))
+    size = (WIDTH, 2.3 * len(families) + 0.6)
+    fig, axes = plt.subplots(len(families), 1, figsize=size, layout="constrained", sharex=True, squeeze=False)
+    blue, orange = sns.color_palette("colorblind")[:2]
+    panels = []
+    for ax, (family, rows) in zip(axes.flat, families, strict=True):
+        areas = (120 * rows["bytes"] / table["bytes"].max()).clip(lower=12.0)
+        places = {row.label: (1e3 * row.seconds, 100 * row.accuracy) for row in rows.itertuples()}
+        shapes = rows.groupby("seconds").cumcount()
+        arrows = [(places[row.origin], places[row.label]) for row in rows.itertuples() if row.origin in places]
+        style = {"arrowstyle": "->", "color": orange, "linewidth": 0.8, "shrinkA": 5, "shrinkB": 5}
+        for start, end in arrows:
+            ax.annotate("", end, start, arrowprops=style)
+        for number, (row, area, shape) in enumerate(zip(rows.itertuples(), areas, shapes, strict=True), start=1):
+            colour = "0.3" if row.label in baselines else orange if row.origin else blue
             ax.scatter(
-                x, y, s=24, linewidths=1.4, edgecolor=colours[name], label=f"{number} {name}",
-                facecolor="none" if name in baselines else colours[name],
+                *places[row.label], s=area, marker=MARKERS[shape], alpha=0.75, linewidths=1.4, edgecolor=colour,
+                facecolor="none" if row.label in baselines else colour, label=f"{number} {row.label}",
+                zorder=3 if row.label in baselines else 2,
             )  # fmt: skip
-        ax.set(xlabel=label, xscale="log")
-        ax.margins(0.1, 0.12)
+        best = front(rows)
+        ax.step(1e3 * best["seconds"], 100 * best["accuracy"], where="post", color="0.75", linewidth=1, zorder=0)
+        ax.set(ylabel="测试准确率 / %", xscale="log")
+        ax.margins(0.08, 0.15)
         ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
         ax.xaxis.set_minor_formatter("{x:g}")
-        ax.tick_params(axis="x", which="minor", labelsize=6)
-    axes[0].set_ylabel("测试准确率 / %")
-    _legend_below(fig, list(axes), "空心为基线与对照")
-    for ax, (costs, _) in zip(axes, panels, strict=True):
-        _number(ax, costs, 100 * table["accuracy"], [24.0] * len(table))
+        legend = ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title=f"{family}一组")
+        for handle in legend.legend_handles:
+            handle.set_sizes([24])  # type: ignore[union-attr]
+        panels.append((ax, np.array([*places.values()]), areas, arrows))
+    axes[-1, 0].set_xlabel("批大小为 1 的延迟 / ms")
+    fig.legend([], [], title=NOTE, loc="outside lower center")
+    for panel in panels:
+        _number(*panel)
     return fig
 
 
-def _number(ax: Axes, across: pd.Series, up: pd.Series, areas: Sequence[float]) -> None:
-    """Number the points from 1, each beside its disc (``areas`` in square points) on the side with the most room.
+def shares(table: pd.DataFrame) -> Figure:
+    """What models take of their baselines' operations and time: a row a model, a mark a measure, the baseline a line.
 
-    Where there is no room the number stands further off, and a thin line leads from it to the disc's middle.
+    Columns of ``table``: ``label``, ``measure``, ``share`` (1 is the baseline's), ``low`` and ``high``: its interval, NaN
+    where there is none.
+    """
+    names = list(table["label"].unique())
+    measures = list(table.groupby("measure", sort=False))
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.36 * len(names) + 1.3), layout="constrained")
+    for i, (measure, rows) in enumerate(measures):
+        ax.errorbar(
+            100 * rows["share"], [names.index(label) + 0.24 * (i - (len(measures) - 1) / 2) for label in rows["label"]],
+            xerr=[100 * (rows["share"] - rows["low"]), 100 * (rows["high"] - rows["share"])], label=measure,
+            fmt=MARKERS[i], color=sns.color_palette("colorblind")[i], markersize=4, capsize=2, elinewidth=0.9,
+        )  # fmt: skip
+    ax.axvline(100, color="0.15", linewidth=1, zorder=0)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="占各自基线的比例 / %", ylim=(len(names) - 0.4, -0.6))
+    ax.set_xlim(left=0)
+    ax.grid(False, axis="y")
+    _legend_below(fig, [ax], "竖线为基线，横线为逐轮配对的 95 % 区间")
+    return fig
+
+
+def _number(ax: Axes, points: np.ndarray, areas: Sequence[float], lines: Sequence[Any]) -> None:
+    """Number points (n, 2) from 1, each beside its disc (``areas`` in square points) on the side with the most room.
+
+    Where there is no room the number stands further off, and a thin line leads from it to the disc's middle. Numbers
+    keep clear of the ``lines``, each from one point to another.
     """
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where points come to lie
-    places = ax.transData.transform(np.column_stack([across, up])) * 72 / ax.figure.dpi
-    radii = np.sqrt(np.array(areas) / math.pi)
-    taken = [(place, radius) for place, radius in zip(places, radii, strict=True) if np.isfinite(place).all()]
+
+    def inked(at: Any) -> np.ndarray:
+        return ax.transData.transform(at) * 72 / ax.figure.dpi
+
+    places, radii = inked(points), np.sqrt(np.array(areas) / math.pi)
+    taken = list(zip(places, radii, strict=True))
+    taken += [(spot, 1.0) for line in lines for spot in np.linspace(*inked(line), num=40)]
     turns = np.arange(1, 17, 2) * math.pi / 8
-    for number, (x, y, place, radius) in enumerate(zip(across, up, places, radii, strict=True), start=1):
-        if not np.isfinite(x):
-            continue
+    for number, (point, place, radius) in enumerate(zip(points, places, radii, strict=True), start=1):
         found = []  # (room, offset) of the best side at each distance
         for far in radius + np.array([6.0, 12.0, 20.0, 28.0]):
             sides = [(far * math.cos(turn), far * math.sin(turn)) for turn in turns]
@@ -96,7 +121,7 @@ def _number(ax: Axes, across: pd.Series, up: pd.Series, areas: Sequence[float]) 
         side = found[step][1]
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.35", "shrinkA": 0, "shrinkB": 0} if step else None
         ax.annotate(
-            str(number), (x, y), side, textcoords="offset points", fontsize=7, ha="center", va="center",
+            str(number), point, side, textcoords="offset points", fontsize=7, ha="center", va="center",
             arrowprops=line,
         )  # fmt: skip
         taken.append((place + side, 4.0))
