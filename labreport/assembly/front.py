@@ -100,7 +100,7 @@ def _rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             **group[0],
             "seeds": "、".join(str(run["seed"]) for run in group),
-            "machine": "、".join(dict.fromkeys(run["machine"] for run in group)),
+            "machine": "、".join(sorted({run["machine"] for run in group})).replace("、机 ", "、"),
             "time": duration(sum(run["seconds"] for run in group)),
             "keys": [run["key"][:8] for run in group],
         }
