@@ -29,7 +29,7 @@ def knob_curves(settings: "Mapping[str, Sequence[Run]]", baseline: "Sequence[Run
     columns = min(4, len(settings))
     rows = -(-len(settings) // columns)
     fig, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, 1.25 * rows + 0.7), layout="constrained", squeeze=False, sharex=True, sharey=True
+        rows, columns, figsize=(WIDTH, rows + 0.7), layout="constrained", squeeze=False, sharex=True, sharey=True
     )
     drawn = list(axes.flat[: len(settings)])
     for at, (ax, (title, runs)) in enumerate(zip(drawn, settings.items(), strict=True)):
