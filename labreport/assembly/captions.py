@@ -105,9 +105,11 @@ def _continue_sentences(soup: BeautifulSoup) -> None:
     """Mark the paragraphs that go on with a sentence from above a displayed formula: they are not indented."""
     for formula in soup.select('p:has(> math[display="block"])'):
         before, after = formula.find_previous_sibling(), formula.find_next_sibling()
-        if after is None or after.name != "p":
+        if not isinstance(after, Tag) or after.name != "p":
             continue
-        cut = before is not None and before.name == "p" and not re.search(r"[：。；，、是则]\s*$", before.get_text())
+        cut = (
+            isinstance(before, Tag) and before.name == "p" and not re.search(r"[：。；，、是则]\s*$", before.get_text())
+        )
         if cut or after.get_text().startswith("其中"):
             after["class"] = "continued"
 
