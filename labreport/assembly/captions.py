@@ -32,9 +32,9 @@ def finish(soup: BeautifulSoup) -> list[str]:
     for node in soup.find_all(string=re.compile(r"\d %")):
         if node.find_parent(["pre", "code", "style", "script", "svg"]) is None:  # no line begins with a percent sign
             node.replace_with(re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", node))
-    for node in soup.select("th.num"):
-        if node.string and len(node.string) <= 8:  # a short name keeps its unit in its line, as in 参数量 / M
-            node.string = node.string.replace(" ", "\N{NO-BREAK SPACE}")
+    for head in soup.select("th.num"):
+        if head.string and len(head.string) <= 8:  # a short name keeps its unit in its line, as in 参数量 / M
+            head.string = head.string.replace(" ", "\N{NO-BREAK SPACE}")
     for node in soup.find_all(string=re.compile(r"\w_\w")):
         if node.find_parent(["pre", "style", "script", "svg", "math", "head"]) is None:  # a long name may break here
             *parts, last = re.split(r"(?<=_)(?=\w)", node)
