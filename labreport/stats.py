@@ -31,6 +31,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from vitlib.errors import UserError
@@ -41,7 +42,7 @@ FEWEST_SEEDS = 3
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation (n - 1) and t interval of n values; the last three NaN for n = 1."""
+    """Mean, standard deviation (n - 1) and interval of n values; the last three NaN for n = 1."""
 
     mean: float
     std: float
@@ -52,12 +53,11 @@ class Summary:
     @property
     def percent(self) -> str:
         """``67.4 ± 0.5``: mean and deviation in percent, the deviation left out for one value."""
-        mean = f"{100 * self.mean:.1f}"
-        return mean if math.isnan(self.std) else f"{mean} ± {100 * self.std:.1f}"
+        return f"{100 * self.mean:.1f}" + ("" if math.isnan(self.std) else f" ± {100 * self.std:.1f}")
 
 
-def summary(values: Sequence[float], alpha: float = 0.05) -> Summary:
-    """Summarise one value per seed. Raises UserError when there is none."""
+def summary(values: Sequence[float], alpha: float = 0.05, images: int = 0) -> Summary:
+    """Summarise one value per seed; the binomial error of ``images`` joins the interval. UserError without a value."""
     data = np.asarray(values, dtype=float)
     if data.size == 0:
         raise UserError("没有可以汇总的数值：请先完成至少一次训练。")
@@ -66,6 +66,8 @@ def summary(values: Sequence[float], alpha: float = 0.05) -> Summary:
         return Summary(mean, math.nan, 1, math.nan, math.nan)
     std = float(data.std(ddof=1))
     half = float(student.ppf(1 - alpha / 2, data.size - 1)) * std / math.sqrt(data.size)
+    if images:  # the values are accuracies on so many test images
+        half = math.hypot(half, norm.ppf(1 - alpha / 2) * math.sqrt(mean * (1 - mean) / images))
     return Summary(mean, std, data.size, mean - half, mean + half)
 
 
@@ -195,10 +197,8 @@ def compare_table(
     """Compare every other entry with ``baseline``, in the table's order, ``corrected``; UserError without a baseline."""
     if baseline not in runs:
         raise UserError(f"比较表中没有基线“{baseline}”：可选 {'、'.join(runs)}。")
-    others = {label: correct for label, correct in runs.items() if label != baseline}
-    return corrected(
-        [compare(them, runs[baseline], (label, baseline), margin, alpha) for label, them in others.items()]
-    )
+    others = {name: correct for name, correct in runs.items() if name != baseline}
+    return corrected([compare(them, runs[baseline], (name, baseline), margin, alpha) for name, them in others.items()])
 
 
 def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
@@ -227,7 +227,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """The comparisons as a table for readers, in percentage points; ‡: an interval of the images' error alone."""
-    tested = "p（Holm 校正）" if any(row.holm for row in comparisons) else "p"
+    tested = "校正 p" if any(row.holm for row in comparisons) else "p"
     spans = [f"[{points(x.low)}, {points(x.high)}]{' ‡' * (min(x.seeds) < FEWEST_SEEDS)}" for x in comparisons]
     table = pd.DataFrame(
         {

@@ -11,6 +11,7 @@ from labreport.analysis.ablation import (
     PRINTED,
     Verdicts,
     answer,
+    by_knob,
     chance_of_lead,
     conclude,
     families,
@@ -168,6 +169,15 @@ def test_runs_are_grouped_by_the_one_argument_in_which_they_differ():
     for title, values in {"嵌入维数（FFN 随之）": ["64", "256"], "嵌入维数、块数": ["64、2", "256、6"]}.items():
         assert [value_text(title, runs[0]) for runs in found[title].values()] == values
     assert families({"b": []}) == {}
+
+
+def test_tables_list_settings_by_knob_and_value():
+    recipes = {"原系统": knobs.ORIGINAL, "注意力头数 2": knobs.modern(num_heads=2), "现代 ViT": knobs.BASE,
+               "注意力头数 1": knobs.modern(num_heads=1), "图像块大小 8": knobs.modern(patch_size=8)}  # fmt: skip
+    runs = {label: [run(recipe, 0, 0.5)] for label, recipe in recipes.items()}
+    assert list(by_knob(runs, "现代 ViT")) == ["现代 ViT", "图像块大小 8", "注意力头数 1", "注意力头数 2", "原系统"]
+    del runs["现代 ViT"]
+    assert list(by_knob(runs, "现代 ViT")) == list(runs)
 
 
 def test_users_add_values_and_knobs_by_name():

@@ -1,5 +1,7 @@
 """Figures of 2.3: what they draw is what they are given, and nothing overlaps."""
 
+import math
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -15,6 +17,8 @@ from labreport import show
 from labreport.figures import ablation as figures
 from labreport.figures import panels
 from vitlib.models import create_model
+
+IMAGES = 4000
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +40,14 @@ def points(seeds=3):
 
 
 def test_each_knob_stands_against_each_cost():
-    fig = figures.costs(points())
+    fig = figures.costs(points(), IMAGES)
     assert len(fig.axes) == 9 and fig.axes[0].get_title(loc="left") == "图像块大小"
     np.testing.assert_allclose(fig.axes[1].lines[0].get_xdata(orig=False), [1, 3, 9])
     np.testing.assert_allclose(fig.axes[3].lines[0].get_ydata(), [51, 57, 63, 69])
     low = fig.axes[0].collections[0].get_segments()[0][0][1]
-    assert low == pytest.approx(51 - 4.303 * 1 / 3**0.5, abs=0.01)  # Student's t with two degrees of freedom
-    few = figures.costs(points(seeds=1)).axes[0]
+    images = 196 * (0.51 * 0.49 / IMAGES) ** 0.5  # beside Student's t with two degrees of freedom
+    assert low == pytest.approx(51 - math.hypot(4.303 * 1 / 3**0.5, images), abs=0.01)
+    few = figures.costs(points(seeds=1), IMAGES).axes[0]
     assert few.collections[0].get_segments()[0][0][1] == pytest.approx(50)
     assert few.lines[-1].get_markerfacecolor() == "white" and few.lines[-1].get_xdata(orig=False).size == 3
     assert fig.axes[0].lines[-1].get_xdata(orig=False).size == 0
@@ -51,18 +56,22 @@ def test_each_knob_stands_against_each_cost():
 def test_names_of_settings_that_cost_the_same_do_not_meet():
     rows = [{"knob": "注意力头数", "value": h, "label": f"注意力头数 {h}", "accuracies": [0.55 + 0.0005 * h],
              "flops": 160.0, "latency": 2.0, "memory": 300.0} for h in (1, 2, 4, 8, 16)]  # fmt: skip
-    assert_no_text_overlaps(figures.costs(pd.concat([points(), pd.DataFrame(rows)], ignore_index=True)))
+    assert_no_text_overlaps(figures.costs(pd.concat([points(), pd.DataFrame(rows)], ignore_index=True), IMAGES))
 
 
 def test_the_joint_figure_names_the_front_and_nothing_else():
     data = points()
     data.loc[0, "accuracies"] = data.loc[0, "accuracies"][:1]  # a smaller mean at the same cost
-    fig = figures.joint(data)
+    fig = figures.joint(data, IMAGES)
     best = figures.front(data.assign(percent=[np.mean(each) for each in data["accuracies"]]))
     assert list(best["flops"]) == sorted(best["flops"]) and best["percent"].is_monotonic_increasing
     assert "图像块大小 2" not in list(best["label"])
     assert [text.get_text() for text in fig.axes[0].texts] == list(best["label"])
     assert_no_text_overlaps(fig)
+    drawn = np.asarray(fig.axes[0].collections[1].get_offsets())  # the last drawn, and on top, is the first given
+    np.testing.assert_allclose(drawn[-1], (20, 100 * np.mean(data["accuracies"][0])))
+    assert len({round(x, 6) for x, _ in drawn}) == len(data)  # those of equal cost stand side by side
+    assert drawn[:, 0] == pytest.approx(data["flops"][::-1], rel=0.08)
 
 
 def test_repeated_trainings_stand_about_their_mean_with_the_printed_best_among_them():
@@ -90,10 +99,13 @@ def test_printed_numbers_stand_beside_ours():
 
 def test_a_line_for_each_model_over_a_knobs_values():
     fig = figures.lines(
-        {"图像块大小": {"甲": {4: [0.5], 8: [0.4]}, "乙": {4: [0.6, 0.7, 0.8]}}, "嵌入维数": {"甲": {64: [0.3]}}}
+        {"图像块大小": {"甲": {4: [0.5], 8: [0.4]}, "乙": {4: [0.6, 0.7, 0.8]}}, "嵌入维数": {"甲": {64: [0.3]}}},
+        IMAGES,
     )
     assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["4", "8"]
     np.testing.assert_allclose(fig.axes[0].lines[0].get_ydata(), [50, 40])
+    hollow = [line for line in fig.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[4, 8], []]  # of one seed, and of three
     assert_no_text_overlaps(fig)
 
 
@@ -128,7 +140,7 @@ def test_attention_can_be_asked_by_image_block_and_head():
 
 
 def test_a_cost_that_was_not_measured_stays_empty():
-    fig = figures.costs(points().assign(latency=np.nan))
+    fig = figures.costs(points().assign(latency=np.nan), IMAGES)
     fig.canvas.draw()
     assert not np.isfinite(fig.axes[1].lines[0].get_xdata(orig=False)).any()
     assert fig.axes[0].lines[0].get_xdata(orig=False).tolist() == [20, 80, 320]

@@ -46,7 +46,11 @@ def test_where_settings_tie_nothing_is_called_better(tmp_path, monkeypatch):
     assert "视为等价" in answer and "，显著" not in answer
     assert "可见是它写错了位置引起的" in answer  # it stopped, and with the dropout in its place it did not
     assert "两者视为等价：影响不来自分类头" in words
-    assert "“在现代 ViT 里，嵌入维数越大越好（64 至 1024，训练 25 轮时）”：不成立" in words
+    assert "“在现代 ViT（64 至 1024，训练 25 轮）里，嵌入维数越大越好”：不成立" in words
+    assert re.search(
+        r"旧报告的说法：.*“嵌入维数越大越好”在原系统（64 至 512，[^）]*）里.*，在现代 ViT（64 至 1024，训练 25 轮）里不成立",
+        answer,
+    )
 
 
 @pytest.mark.slow

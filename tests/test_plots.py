@@ -169,7 +169,9 @@ def test_accuracy_bars_show_an_interval_only_for_three_seeds():
     ax = fig.axes[0]
     spans = [np.ptp(container[2][0].get_segments()[0][:, 0]) for container in ax.containers]
     values = [100 * each.accuracy for each in groups["三"]]
-    assert spans[0] == pytest.approx(2 * 4.302653 * np.std(values, ddof=1) / 3**0.5, rel=1e-5)
+    seeds = 4.302653 * np.std(values, ddof=1) / 3**0.5
+    images = 1.959964 * (np.mean(values) * (100 - np.mean(values)) / len(groups["三"][0].labels)) ** 0.5
+    assert spans[0] == pytest.approx(2 * np.hypot(seeds, images), rel=1e-5)
     assert spans[1:] == [0, 0]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["三", "二", "败（训练中止）"]
 
@@ -252,16 +254,25 @@ def test_no_text_runs_into_another(names):
         assert_no_text_overlaps(fig)
 
 
-def test_each_knob_has_a_panel_and_all_share_the_vertical_axis():
-    base = [run(0.5, seed) for seed in range(2)]
-    groups = {name: {f"{name} 1": base, f"{name} 22": [run(0.9, 0)]} for name in ("图像块大小", "头数", "块数")}
-    fig = panels.knob_curves(groups)
-    assert [ax.get_title() for ax in fig.axes] == list(groups)
-    assert len({ax.get_ylim() for ax in fig.axes}) == 1 and fig.axes[0].get_ylim()[1] > 85
-    assert [text.get_text() for text in fig.axes[1].get_legend().get_texts()] == ["头数 1", "头数 22"]
+def test_each_setting_has_a_panel_beside_the_baseline_and_all_share_their_axes():
+    base = [run(0.5, seed, epochs=8) for seed in range(2)]
+    groups = {
+        name: [run(0.9, 0, epochs=8)]
+        for name in ("图像块大小 2", "头数 1", "头数 16", "嵌入维数（FFN 随之）64", "块数 1")
+    }
+    fig = panels.knob_curves(groups, base)
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in shown] == list(groups) and len(fig.axes) == 8
+    assert len({ax.get_ylim() for ax in shown}) == 1 and shown[0].get_ylim()[1] > 85
+    for ax in shown:
+        first, second = ax.lines[:2]
+        assert (first.get_color(), first.get_linestyle()) == (shown[0].lines[0].get_color(), "-")
+        np.testing.assert_allclose(first.get_ydata()[-1], 50)
+        assert second.get_ydata()[-1] == pytest.approx(90) and second.get_color() != first.get_color()
+    assert legend_words(fig)[1:] == ["基线", "标题所示的设置"]
     assert_no_text_overlaps(fig)
     with pytest.raises(UserError, match="旋钮"):
-        panels.knob_curves({})
+        panels.knob_curves({}, base)
 
 
 def test_merged_patches_show_their_mean_and_white_lines_between():

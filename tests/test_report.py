@@ -154,6 +154,36 @@ def test_no_line_of_text_begins_with_a_percent_sign():
     assert soup.p.get_text() == "88.5\N{NO-BREAK SPACE}% 与 95\N{NO-BREAK SPACE}% 区间" and soup.pre.get_text() == "5 %"
 
 
+def test_a_short_heading_keeps_its_unit_in_its_line():
+    heads = '<table><th class="num">参数量 / M</th><th class="num">内存峰值 / MiB</th></table>'
+    soup = BeautifulSoup(f"<nav></nav><main>{heads}</main>", "html.parser")
+    finish(soup)
+    assert [head.get_text().count("\N{NO-BREAK SPACE}") for head in soup.select("th")] == [2, 0]
+
+
+def test_a_long_name_may_break_behind_an_underscore_but_not_in_a_program():
+    soup = BeautifulSoup("<nav></nav><main><p>训练集 <code>CIFAR10_im_b</code></p><pre>a_b</pre></main>", "html.parser")
+    finish(soup)
+    assert str(soup.p) == "<p>训练集 <code>CIFAR10_<wbr/>im_<wbr/>b</code></p>" and str(soup.pre) == "<pre>a_b</pre>"
+
+
+def test_a_sentence_that_goes_on_after_a_formula_is_no_new_paragraph():
+    formula = '<p><math display="block"></math></p>'
+    parts = [
+        "最小化交叉熵",
+        formula,
+        "尽可能小。方差是",
+        formula,
+        "其中 x 是输入。浮点运算数是",
+        formula,
+        "它与 N 成正比。",
+    ]
+    text = "".join(part if part is formula else f"<section data-where='2'><p>{part}</p></section>" for part in parts)
+    soup = BeautifulSoup(f"<nav></nav><main>{text}</main>", "html.parser")
+    finish(soup)
+    assert [p.get_text()[:2] for p in soup.select("p.continued")] == ["尽可", "其中"]
+
+
 def test_synthetic_data_is_named_on_the_front_page(page):
     assert "合成数据" in page.header.select_one(".notice").get_text()
     _, text = page.header.get_text(), page.header.select_one(".members").get_text()
@@ -169,13 +199,14 @@ def test_real_data_gives_no_notice(tmp_path, without_fonts):
 
 def test_the_appendix_lists_every_run_once_and_marks_old_ones():
     runs = [cases.run_facts("k1", 1), cases.run_facts("k0", 0, stale=True), cases.run_facts("k1", 1)]
+    runs += [cases.run_facts("k2", 2) | {"device": "Another"}]
     facts = gather([{"runs": runs, "data": None}])
-    assert [(run["key"], run["machine"], run["time"]) for run in facts["runs"]] == [
-        ("k0", "机 1", "1 分 13 秒"), ("k1", "机 1", "1 分 13 秒"),
+    assert [(row["seeds"], row["keys"], row["machine"], row["time"]) for row in facts["runs"]] == [
+        ("0", ["k0"], "机 1", "1 分 13 秒"), ("1、2", ["k1", "k2"], "机 1、2", "2 分 26 秒"),
     ]  # fmt: skip
-    assert facts["stale"] == 1 and facts["machines"] == [
-        ("机 1", "Some CPU", "float32，2 个线程", "python 3.11.2，torch 2.15.0")
-    ]
+    assert (facts["count"], facts["published"], facts["numerics"], facts["stale"]) == (3, 0, [1], 1)
+    software = "float32，2 个线程", "python 3.11.2，torch 2.15.0"
+    assert facts["machines"] == [("机 1", "Some CPU", *software), ("机 2", "Another", *software)]
     assert facts["synthetic"] and [data["fingerprint"] for data in facts["data"]] == ["0123456789abcdef"]
 
 

@@ -200,7 +200,7 @@ def test_a_table_is_corrected_and_keeps_its_order():
     shown = frame(rows)
     assert list(shown["结论"]) == [row.verdict for row in rows]
     assert frame([replace(single, difference=2e-5, low=-4e-4)]).iloc[0, 1:3].tolist()[0] == "0.0"  # not "+0.00"
-    assert shown["对比"][0] == "很好减基线" and shown["p（Holm 校正）"][1] == "—"
+    assert shown["对比"][0] == "很好减基线" and shown["校正 p"][1] == "—"
     assert list(shown["种子"]) == ["4", "1 / 4", "4"]
     assert [text[-1] for text in shown["95 % 区间"]] == ["]", "‡", "]"]  # of one seed: the images' error alone
     assert list(frame([single]))[-2:] == ["p", "结论"]  # one comparison alone is not corrected
@@ -263,6 +263,10 @@ def test_summary_is_the_t_interval():
     assert result.std == pytest.approx(np.std(values, ddof=1))
     assert (result.low, result.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     assert result.percent == "72.0 ± 1.8"
+    joined = summary(values, images=2000)  # the seeds' half width and the images', as two sides of a right angle
+    images = norm.ppf(0.975) * math.sqrt(0.72 * 0.28 / 2000)
+    assert (joined.mean, joined.std) == (result.mean, result.std)
+    assert joined.high - joined.mean == pytest.approx(math.hypot(expected.high - 0.72, images))
     single = summary([0.5])
     assert single.percent == "50.0" and math.isnan(single.std) and math.isnan(single.low)
     with pytest.raises(UserError):

@@ -60,6 +60,15 @@ def families(runs: "Family", baseline: str = "现代 ViT") -> "dict[str, Family]
     return out
 
 
+def by_knob(runs: "Family", baseline: str) -> "dict[str, Sequence[Run]]":
+    """Return the runs in the order of tables: the baseline, its settings by knob and value, then the rest as they come."""
+    labels = {id(group): label for label, group in runs.items()}
+    known = {baseline: runs[baseline]} if baseline in runs else {}
+    for family in families(runs, baseline).values():
+        known |= {labels[id(group)]: group for group in family.values()}
+    return {**known, **runs}
+
+
 WIDTHS = ("d_model", "ffn_hidden_channels")
 
 

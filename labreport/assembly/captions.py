@@ -25,12 +25,22 @@ def finish(soup: BeautifulSoup) -> list[str]:
     _fill_contents(soup)
     for wrapper in soup.select("[data-where]"):
         wrapper.unwrap()  # a flat page: rules such as "no break after a heading" then reach the next element
+    _continue_sentences(soup)
     for node in soup.find_all(string=re.compile(rf"[{CJK}]\n[{CJK}]")):
         if node.find_parent(["pre", "style"]) is None:  # a line break in the source is no space in Chinese
             node.replace_with(re.sub(rf"(?<=[{CJK}])\n(?=[{CJK}])", "", node))
     for node in soup.find_all(string=re.compile(r"\d %")):
         if node.find_parent(["pre", "code", "style", "script", "svg"]) is None:  # no line begins with a percent sign
             node.replace_with(re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", node))
+    for head in soup.select("th.num"):
+        if head.string and len(head.string) <= 8:  # a short name keeps its unit in its line, as in 参数量 / M
+            head.string = head.string.replace(" ", "\N{NO-BREAK SPACE}")
+    for node in soup.find_all(string=re.compile(r"\w_\w")):
+        if node.find_parent(["pre", "style", "script", "svg", "math", "head"]) is None:  # a long name may break here
+            *parts, last = re.split(r"(?<=_)(?=\w)", node)
+            for part in parts:
+                node.insert_before(part, soup.new_tag("wbr"))
+            node.replace_with(last)
     return [label for label in numbers if label not in used]
 
 
@@ -89,6 +99,19 @@ def _fill_references(soup: BeautifulSoup, numbers: dict[str, str]) -> set[str]:
         elif target not in ids:
             raise UserError(f"{_where(link)}：引用 #{target} 找不到对应的图、表或章节；请检查标签的拼写。")
     return used
+
+
+def _continue_sentences(soup: BeautifulSoup) -> None:
+    """Mark the paragraphs that go on with a sentence from above a displayed formula: they are not indented."""
+    for formula in soup.select('p:has(> math[display="block"])'):
+        before, after = formula.find_previous_sibling(), formula.find_next_sibling()
+        if not isinstance(after, Tag) or after.name != "p":
+            continue
+        cut = (
+            isinstance(before, Tag) and before.name == "p" and not re.search(r"[：。；，、是则]\s*$", before.get_text())
+        )
+        if cut or after.get_text().startswith("其中"):
+            after["class"] = "continued"
 
 
 def _fill_contents(soup: BeautifulSoup) -> None:

@@ -47,16 +47,16 @@ def read_members(path: Path) -> dict[str, Any]:
 
 
 def bibliography(notebook: NotebookNode) -> list[str]:
-    """Return the papers that the cells of a merged notebook cite, such as “Lin 等，2017”, in alphabetical order."""
+    """Return the papers that the cells of a merged notebook cite, such as “Lin 等，2017”, sorted by their authors."""
     prose = "\n".join(cell.source for cell in notebook.cells)
     with (share("report") / "references" / "papers.csv").open(encoding="utf-8", newline="") as file:
-        return [row["文献"] for row in csv.DictReader(file) if row["引用"] in prose]
+        return sorted(row["文献"] for row in csv.DictReader(file) if row["引用"] in prose)
 
 
 def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return what the front page and the appendix say about data, machines, runs and software.
 
-    Runs appear once each; machines get short names 机 1, 机 2, ... for the table of runs.
+    Machines get short names 机 1, 机 2, ... for the table of runs, which has a row for the seeds of a recipe.
     """
     runs: dict[str, dict[str, Any]] = {}
     data: dict[str, dict[str, Any]] = {}
@@ -69,7 +69,6 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
     for run in runs.values():
         software = "，".join(f"{name} {version}" for name, version in run["versions"].items())
         run["machine"] = machines.setdefault((run["device"], run["compute"], software), f"机 {len(machines) + 1}")
-        run["time"] = duration(run["seconds"])
         data.setdefault(run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]})
     today = date.today()
     words = [facts["provenance"] for facts in data.values()]
@@ -82,10 +81,31 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "in_part": any(other != text and text.startswith(other) for text in words for other in words),
         "synthetic": any(facts["synthetic"] for facts in data.values()),
         "machines": [(name, *what) for what, name in machines.items()],
-        "runs": sorted(runs.values(), key=lambda run: (run["recipe"], run["data"]["fingerprint"], run["seed"])),
+        "runs": _rows(runs.values()),
+        "count": len(runs),
+        "published": sum(run["published"] for run in runs.values()),
+        "numerics": sorted({run["numerics"] for run in runs.values()}),
         "stale": sum(run["stale"] for run in runs.values()),
         "software": [("Python", platform.python_version()), *_versions()],
     }
+
+
+def _rows(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each recipe on each data, with the seeds, machines and keys of its runs and their time in all."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in sorted(runs, key=lambda run: (run["recipe"], run["data"]["fingerprint"], run["epochs"], run["seed"])):
+        alike = run["recipe"], run["data"]["fingerprint"], run["epochs"], run["stale"], bool(run["failed"])
+        groups.setdefault(alike, []).append(run)
+    return [
+        {
+            **group[0],
+            "seeds": "、".join(str(run["seed"]) for run in group),
+            "machine": "、".join(sorted({run["machine"] for run in group})).replace("、机 ", "、"),
+            "time": duration(sum(run["seconds"] for run in group)),
+            "keys": [run["key"][:8] for run in group],
+        }
+        for group in groups.values()
+    ]
 
 
 def _versions() -> list[tuple[str, str]]:

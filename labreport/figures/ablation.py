@@ -18,8 +18,9 @@ from labreport.figures.plots import MARKERS, _legend_below, _palette
 COLUMNS = {"flops": "MFLOPs", "latency": "推理 / （毫秒 / 张）", "memory": "训练内存 / MiB"}
 
 
-def costs(points: pd.DataFrame) -> Figure:
-    """Accuracy against each cost, a row a knob: mean over seeds, the 95 % interval from three seeds on, else hollow.
+def costs(points: pd.DataFrame, images: int) -> Figure:
+    """Accuracy on so many test images against each cost, a row a knob: mean over seeds and 95 % interval of
+    ``stats.summary`` from three seeds on, else hollow.
 
     ``points``: a row a setting with the columns ``knob``, ``value`` (written beside the point), ``accuracies``
     (a list, one a seed) and the numbers in ``COLUMNS``. Settings of a knob are joined in their order.
@@ -32,7 +33,7 @@ def costs(points: pd.DataFrame) -> Figure:
     apart = 100 * np.ptp([np.mean(group) for group in points["accuracies"]]) / 4  # names closer than this would meet
     for row, (title, colour, marker) in enumerate(zip(titles, _palette(titles).values(), MARKERS, strict=False)):
         own = points[points["knob"] == title]
-        mean, half = _intervals(own["accuracies"])
+        mean, half = _intervals(own["accuracies"], images)
         few = np.array([len(group) < stats.FEWEST_SEEDS for group in own["accuracies"]])
         reach = max(np.ptp(mean), apart * (len(mean) - 1)) / 2
         for ax, column in zip(axes[row], COLUMNS, strict=True):
@@ -58,29 +59,31 @@ def costs(points: pd.DataFrame) -> Figure:
     return fig
 
 
-def joint(points: pd.DataFrame) -> Figure:
+def joint(points: pd.DataFrame, images: int) -> Figure:
     """Accuracy against MFLOPs of all settings, a colour a knob; those on the front bear their names.
 
-    ``points``: as for :func:`costs`, each setting once, with the column ``label``. A setting is on the front when none
-    as cheap is as good. Bars are 95 % intervals, from three seeds on; a white dot marks a setting of fewer.
+    ``points``: as for :func:`costs`, each setting once, with the column ``label``, the baseline first: it lies on top,
+    and settings that cost the same stand beside it in turn. A setting is on the front when none as cheap is as good.
+    Bars are 95 % intervals, from three seeds on; a white dot marks a setting of fewer.
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
-    mean, half = _intervals(points["accuracies"])
-    points = points.assign(percent=mean)
-    ax.errorbar(points["flops"], mean, yerr=half, fmt="none", ecolor="0.75", linewidth=0.8, zorder=0)
+    mean, half = _intervals(points["accuracies"], images)
+    turn = points.groupby(points["flops"].map("{:.1e}".format)).cumcount()  # 0, 1, 2, 3, 4 stand at 0, 1, -1, 2, -2
+    points = points.assign(percent=mean, at=points["flops"] * 1.035 ** ((turn + 1) // 2 * (-1) ** (turn + 1)))
+    ax.errorbar(points["at"], mean, yerr=half, fmt="none", ecolor="0.75", linewidth=0.8, zorder=0)
     knobs = list(dict.fromkeys(points["knob"]))
     sns.scatterplot(
-        points, x="flops", y="percent", hue="knob", style="knob", palette=_palette(knobs),
-        markers=list(MARKERS[: len(knobs)]), s=45, ax=ax,
+        points[::-1], x="at", y="percent", hue="knob", style="knob", hue_order=knobs, style_order=knobs,
+        palette=_palette(knobs), markers=list(MARKERS[: len(knobs)]), s=40, ax=ax,
     )  # fmt: skip
     few = points[[len(group) < stats.FEWEST_SEEDS for group in points["accuracies"]]]
-    ax.plot(few["flops"], few["percent"], "o", color="white", markersize=2.5, zorder=3)
+    ax.plot(few["at"], few["percent"], "o", color="white", markersize=2.5, zorder=3)
     best = front(points)
-    ax.step(best["flops"], best["percent"], where="post", color="0.7", linewidth=1, label="前沿", zorder=1)
-    for turn, (_, point) in enumerate(best.iterrows()):  # above and below in turn, so that neighbours do not meet
+    ax.step(best["at"], best["percent"], where="post", color="0.7", linewidth=1, label="前沿", zorder=1)
+    for left, (_, point) in enumerate(best.iterrows(), start=1 - len(best)):  # beside the bar, above the front
         ax.annotate(
-            point["label"], (point["flops"], point["percent"]), (0, 6 if turn % 2 else -13),
-            textcoords="offset points", ha="center", fontsize=7,
+            point["label"], (point["at"], point["percent"]), (5, 3) if left or len(best) == 1 else (-6, 3),
+            textcoords="offset points", ha="left" if left or len(best) == 1 else "right", fontsize=7,
         )  # fmt: skip
     ax.set(xlabel="一张图像的 MFLOPs", ylabel="测试准确率 / %", xscale="log")
     ax.margins(x=0.12, y=0.12)
@@ -118,8 +121,8 @@ def beside_printed(settings: Mapping[str, tuple[float, Sequence[float]]], more: 
     return fig
 
 
-def lines(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> Figure:
-    """Accuracy against a knob's value, a panel a knob and a line a model; intervals from three seeds on.
+def lines(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], images: int) -> Figure:
+    """Accuracy against a knob's value, a panel a knob and a line a model; intervals from three seeds on, else hollow.
 
     panels: name of the axis to label of the line to accuracies (one a seed) by value.
     """
@@ -128,9 +131,14 @@ def lines(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> 
     palette = _palette(names)
     for ax, (title, lines_of) in zip(axes[0], panels.items(), strict=True):
         for label, by_value in lines_of.items():
-            mean, half = _intervals(by_value.values())
-            marker = MARKERS[names.index(label)]
-            ax.errorbar(list(by_value), mean, yerr=half, color=palette[label], marker=marker, capsize=3, label=label)
+            mean, half = _intervals(by_value.values(), images)
+            at, few = (
+                np.array(list(by_value)),
+                np.array([len(group) < stats.FEWEST_SEEDS for group in by_value.values()]),
+            )
+            colour, marker = palette[label], MARKERS[names.index(label)]
+            ax.errorbar(at, mean, yerr=half, color=colour, marker=marker, capsize=3, label=label)
+            ax.plot(at[few], mean[few], marker, color=colour, markerfacecolor="white", zorder=3)
         ticks = sorted({value for by_value in lines_of.values() for value in by_value})
         ax.set(xscale="log", xlabel=title)
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -166,8 +174,9 @@ def importance(heads: Any, blocks: Any, errors: Any) -> Figure:
     sns.heatmap(
         heads, ax=left, cmap="vlag_r", vmin=-limit, vmax=limit, annot=written if heads.shape[1] <= 8 else False, fmt="",
         annot_kws={"size": 7}, yticklabels=names, xticklabels=[f"头 {i + 1}" for i in range(heads.shape[1])],
-        cbar_kws={"label": "准确率下降 / 百分点"},
+        cbar=heads.shape[1] > 8,
     )  # fmt: skip
+    left.set_title("去掉一个头的下降 / 百分点")
     left.tick_params(length=0)
     left.set_yticklabels(names, rotation=0)
     spread = 200 * np.asarray(errors)
@@ -175,7 +184,7 @@ def importance(heads: Any, blocks: Any, errors: Any) -> Figure:
         range(len(blocks)), blocks, xerr=spread, ecolor="0.4", capsize=2, color=sns.color_palette("colorblind")[0]
     )
     right.set_yticks(range(len(blocks)), names)
-    right.set(xlabel="去掉一块的下降 / 百分点", ylim=(len(blocks) - 0.5, -0.5))
+    right.set(title="去掉一块的下降 / 百分点", ylim=(len(blocks) - 0.5, -0.5))
     right.grid(False, axis="y")
     return fig
 
@@ -186,13 +195,13 @@ def likeness(cka: Any, similarity: Any) -> Figure:
     number = range(1, 1 + len(similarity))
     sns.heatmap(
         np.asarray(cka), ax=left, cmap="viridis", vmin=0, vmax=1, square=True, annot=len(similarity) <= 8,
-        fmt=".2f", annot_kws={"size": 6.5}, xticklabels=number, yticklabels=number, cbar_kws={"label": "CKA"},
+        fmt=".2f", annot_kws={"size": 6.5}, xticklabels=number, yticklabels=number, cbar=len(similarity) > 8,
     )  # fmt: skip
     left.tick_params(length=0)
-    left.set(xlabel="Transformer 块", ylabel="Transformer 块")
+    left.set(title="两块输出的 CKA", xlabel="Transformer 块", ylabel="Transformer 块")
     right.plot(number, np.asarray(similarity), marker="o", markersize=4)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(xlabel="Transformer 块", ylabel="词元间的平均余弦", ylim=(min(0, *np.asarray(similarity)) - 0.05, 1.05))
+    right.set(title="词元间的平均余弦", xlabel="Transformer 块", ylim=(min(0, *np.asarray(similarity)) - 0.05, 1.05))
     return fig
 
 
@@ -231,11 +240,11 @@ def places(similarity: Any) -> Figure:
     return fig
 
 
-def _intervals(groups: Any) -> tuple[np.ndarray, np.ndarray]:
+def _intervals(groups: Any, images: int) -> tuple[np.ndarray, np.ndarray]:
     """Means, and half widths of the 95 % intervals (0 under three seeds), in percent, of accuracies by setting."""
-    summaries = [stats.summary([100 * value for value in group]) for group in groups]
+    summaries = [stats.summary(group, images=images) for group in groups]
     half = [each.high - each.mean if each.n >= stats.FEWEST_SEEDS else 0.0 for each in summaries]
-    return np.array([each.mean for each in summaries]), np.array(half)
+    return 100 * np.array([each.mean for each in summaries]), 100 * np.array(half)
 
 
 def _few_ticks(ax: Any) -> None:

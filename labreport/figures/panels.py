@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-import seaborn as sns
 import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 
 from labreport.figures.pictures import WIDTH, attention
-from labreport.figures.plots import _curve_panel, confusion, curves
+from labreport.figures.plots import _curve_panel, _legend_below, confusion, curves
 from vitlib.augment import to_float
 from vitlib.errors import UserError
 
@@ -20,27 +19,31 @@ if TYPE_CHECKING:
     from vitlib.record import Run
 
 
-def knob_curves(groups: "Mapping[str, Mapping[str, Sequence[Run]]]", metric: str = "accuracy") -> Figure:
-    """Curves over epochs as ``labreport.figures.plots.curves`` draws them, two panels a row, one for each group.
+def knob_curves(settings: "Mapping[str, Sequence[Run]]", baseline: "Sequence[Run]", metric: str = "accuracy") -> Figure:
+    """Curves over epochs as ``labreport.figures.plots.curves`` draws them: small panels, a setting beside the baseline.
 
-    ``groups``: title of a panel to runs by label; the labels stand below their panel. Panels share the
-    vertical axis, so that knobs can be compared. Raises UserError without a group.
+    ``settings``: title of a panel to runs. All panels share both axes and one legend. Raises UserError without one.
     """
-    if not groups:
+    if not settings:
         raise UserError("没有任何一组训练可画：请先完成至少一个旋钮的训练。")
-    rows = -(-len(groups) // 2)
-    columns = min(2, len(groups))
+    columns = min(4, len(settings))
+    rows = -(-len(settings) // columns)
     fig, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, 2.7 * rows), layout="constrained", squeeze=False, sharey=True
+        rows, columns, figsize=(WIDTH, rows + 0.7), layout="constrained", squeeze=False, sharex=True, sharey=True
     )
-    for ax, (title, runs) in zip(axes.flat, groups.items(), strict=False):
-        _curve_panel(ax, runs, metric)
-        ax.set_title(title)
-        sns.move_legend(ax, "upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, title=None, columnspacing=1)
-    for ax in axes.flat[len(groups) :]:
-        ax.remove()
-    for ax in axes[:, 1:].flat:
+    drawn = list(axes.flat[: len(settings)])
+    for at, (ax, (title, runs)) in enumerate(zip(drawn, settings.items(), strict=True)):
+        _curve_panel(ax, {"基线": baseline, "标题所示的设置": runs}, metric)
+        plt.setp(ax.lines, marker="")
+        ax.set_title(title, fontsize=8)
+        lowest = at + columns >= len(settings)
+        ax.tick_params(labelbottom=lowest)
+        ax.set_xlabel(ax.get_xlabel() if lowest else "")
+    fig.supylabel(drawn[0].get_ylabel(), fontsize=9)
+    for at, ax in enumerate(axes.flat):
         ax.set_ylabel("")
+        ax.set_visible(at < len(settings))
+    _legend_below(fig, drawn)
     return fig
 
 

@@ -100,24 +100,24 @@ def _curve_panel(ax: Axes, runs_by_label: "Runs", metric: str) -> None:
 
 
 def accuracy_bars(runs_by_label: "Runs") -> Figure:
-    """Test accuracy of each recipe: every seed as a dot, the mean, and with 3 seeds its 95 % t interval."""
+    """Test accuracy of each recipe: every seed as a dot, the mean, and with 3 seeds its 95 % interval, images' error too."""
     fig, ax = plt.subplots(figsize=(WIDTH, 0.36 * len(runs_by_label) + 1.1), layout="constrained")
     colour, names, enough = sns.color_palette("colorblind")[0], [], False
     for row, (label, runs) in enumerate(runs_by_label.items()):
         names.append(f"{label}（训练中止）" if any(run.failed for run in runs) else label)
-        values = [100 * run.accuracy for run in runs if np.isfinite(run.accuracy)]
+        values = [run.accuracy for run in runs if np.isfinite(run.accuracy)]
         if not values:
             continue
-        result = stats.summary(values)
+        result = stats.summary(values, images=len(runs[0].labels))
         interval = result.n >= stats.FEWEST_SEEDS  # of two seeds it would span the figure and say nothing
         enough |= interval
-        ax.plot(values, [row + 0.25] * len(values), "o", color="0.5", markersize=3.5, alpha=0.8)
-        half = result.high - result.mean if interval else 0
-        ax.errorbar(result.mean, row, xerr=half, fmt="D", color=colour, markersize=4, capsize=3)
+        ax.plot(100 * np.array(values), [row + 0.25] * len(values), "o", color="0.5", markersize=3.5, alpha=0.8)
+        half = 100 * (result.high - result.mean) if interval else 0
+        ax.errorbar(100 * result.mean, row, xerr=half, fmt="D", color=colour, markersize=4, capsize=3)
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="测试准确率 / %", ylim=(len(names) - 0.4, -0.6))
     ax.grid(False, axis="y")
-    mean = "均值与 95 % 区间（至少 3 个种子）" if enough else "均值"
+    mean = "均值与 95 % 区间（至少 3 个种子，含测试图像的抽样误差）" if enough else "均值"
     _legend_below(fig, [], None, [
         Line2D([], [], color=colour, marker="D", markersize=4, label=mean),
         Line2D([], [], color="0.5", marker="o", markersize=3.5, linestyle="none", label="各种子"),
