@@ -10,11 +10,11 @@ from vitlib.record import Run, read_record
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = {
     "README.md": (
-        "Test accuracy (%) on the 4,870 images of `CIFAR10_balance`, from the published records:",
+        "Test accuracy (%) on the 4,870 images of `CIFAR10_balance`, with the 95 % interval over seeds and test images:",
         "| recipe | parameters | training images | epochs | seeds | accuracy | device |",
     ),
     "README.zh-CN.md": (
-        "`CIFAR10_balance` 全部 4,870 张图像上的测试准确率（%），由已发布的记录算出：",
+        "`CIFAR10_balance` 全部 4,870 张图像上的测试准确率（%），方括号里是种子与测试图像的 95 % 区间：",
         "| 配方 | 参数量 | 训练图像 | 轮数 | 种子 | 准确率 | 设备 |",
     ),
 }
@@ -25,7 +25,7 @@ def rows(runs: list[Run]) -> list[str]:
     """Return a line of the table for each recipe and length of training, best first."""
     lines = []
     for group in others.on_whole_data(run for run in runs if not others.is_rung(run)).values():
-        accuracy = stats.summary([run.accuracy for run in group])
+        accuracy = stats.summary([run.accuracy for run in group], images=len(group[0].labels))
         interval = f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]" if accuracy.n > 1 else ""
         devices = ", ".join(sorted({run.device for run in group}))
         first = group[0]
