@@ -11,7 +11,7 @@ import toy
 from labreport.analysis import assess, shipped
 from vitlib.data import TestSet
 from vitlib.paths import weights_dir
-from vitlib.recipes import CPU_PUPIL, CPU_SETTLED
+from vitlib.recipes import CPU_CHILD, CPU_VARIED
 from vitlib.store import Store
 from vitlib.weights import save_weights
 
@@ -42,8 +42,8 @@ def test_the_seeds_of_a_recipe_speak_for_its_weights(shelf):
 
 def test_a_teacher_is_known_by_its_training_and_not_by_its_name(shelf):
     _, _, runs, _ = shelf
-    pupil = SimpleNamespace(recipe=CPU_PUPIL.but(teacher=CPU_SETTLED.but(name="cpu-pupil-teacher")))
-    assert shipped.teacher_of(pupil) == "cpu-settled"
+    pupil = SimpleNamespace(recipe=CPU_CHILD.but(teacher=CPU_VARIED.but(name="cpu-child-teacher")))
+    assert shipped.teacher_of(pupil) == "cpu-varied"
     stranger = SimpleNamespace(recipe=runs[0].recipe.but(teacher=runs[2].recipe))
     assert shipped.teacher_of(stranger) == "small" and shipped.teacher_of(runs[0]) == ""
 
