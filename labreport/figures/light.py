@@ -39,7 +39,7 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
     panels = []
     for ax, (family, rows) in zip(axes.flat, families, strict=True):
         areas = (120 * rows["bytes"] / table["bytes"].max()).clip(lower=12.0)
-        places = {row.label: (1e3 * row.seconds, 100 * row.accuracy) for row in rows.itertuples()}
+        places = dict(zip(rows["label"], zip(1e3 * rows["seconds"], 100 * rows["accuracy"], strict=True), strict=True))
         shapes = rows.groupby("seconds").cumcount()
         arrows = [(places[row.origin], places[row.label]) for row in rows.itertuples() if row.origin in places]
         style = {"arrowstyle": "->", "color": orange, "linewidth": 0.8, "shrinkA": 5, "shrinkB": 5}
@@ -103,11 +103,11 @@ def _number(ax: Axes, points: np.ndarray, areas: Sequence[float], lines: Sequenc
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where points come to lie
 
     def inked(at: Any) -> np.ndarray:
-        return ax.transData.transform(at) * 72 / ax.figure.dpi
+        return np.asarray(ax.transData.transform(at)) * 72 / ax.figure.dpi
 
     places, radii = inked(points), np.sqrt(np.array(areas) / math.pi)
     taken = list(zip(places, radii, strict=True))
-    taken += [(spot, 1.0) for line in lines for spot in np.linspace(*inked(line), num=40)]
+    taken += [(spot, 1.0) for line in lines for spot in np.linspace(inked(line[0]), inked(line[1]), num=40)]
     turns = np.arange(1, 17, 2) * math.pi / 8
     for number, (point, place, radius) in enumerate(zip(points, places, radii, strict=True), start=1):
         found = []  # (room, offset) of the best side at each distance
