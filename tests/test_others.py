@@ -122,7 +122,8 @@ def test_what_the_blocks_are_worth_is_told_from_a_trial_without_them():
     elsewhere.data["train_images"] -= 1  # a trial on fewer images
     assert "不知道" in others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10), elsewhere])
     pair = [trial("cpu-wide", [0.9] * 10), bare]
-    assert "有块的高 10.0 个百分点" in others.blocks_worth("cpu-wide", pair) and "各 1 个种子" in told
+    worth = others.blocks_worth("cpu-wide", pair)
+    assert "有块的高 10.0 个百分点" in worth and "各 1 个种子" in worth and "各 1 个种子" in told
     assert "不知道" in others.blocks_worth("cpu-settled", pair)  # the control of another recipe says nothing of it
     assert "cpu-settled（30 轮）还没有这样的对照" in others.blocks_told(
         recipes | {"cpu-settled（30 轮）": RECIPES["cpu-settled"]}, pair
