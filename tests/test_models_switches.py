@@ -8,7 +8,7 @@ from torch import nn
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
 from vitlib.models.attention import Attention
-from vitlib.models.embedding import ShiftedStem, WideStem
+from vitlib.models.embedding import BroadStem, ShiftedStem, WideStem
 from vitlib.posthoc import PostHoc
 
 SMALL = {"d_model": 32, "num_heads": 4, "num_layers": 2, "ffn_hidden_channels": 64, "patch_size": 8}
@@ -85,6 +85,13 @@ def test_the_wide_stem_begins_by_passing_on_what_does_not_narrow():
     torch.testing.assert_close(last(x[:, :16]), x[:, :16])
 
 
+def test_the_broad_stem_is_the_wide_one_with_more_channels():
+    stem, x = BroadStem(3, 320, 8), torch.randn(2, 128, 8, 8)
+    convolutions = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [24, 128, 128, 384, 384, 320, 320]
+    torch.testing.assert_close(convolutions[3](x)[:, :128], x)
+
+
 @pytest.mark.parametrize(
     "switch",
     [
@@ -97,6 +104,7 @@ def test_the_wide_stem_begins_by_passing_on_what_does_not_narrow():
         {"stem": "pooled", "patch_size": 8, "norm": "batch"},
         {"stem": "wide"},
         {"stem": "wide", "patch_size": 8, "norm": "batch", "layer_scale": 0.1},
+        {"stem": "broad", "patch_size": 8, "norm": "batch", "layer_scale": 0.1},
     ],
 )
 def test_switches_work_with_one_graph_and_in_half_precision(switch):

@@ -92,19 +92,28 @@ class WideStem(HybridStem):
     to do with it. Widths: 24 at the image's side, 64 in the first stage, D in the last, 256 between.
     """
 
+    widths = 24, 64, 256
+
     def __init__(self, in_channels: int, d_model: int, patch_size: int):
         super().__init__(in_channels, d_model, patch_size)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and in_channels < module.in_channels <= module.out_channels:
                 nn.init.dirac_(module.weight.data[: module.in_channels])
 
-    @staticmethod
-    def stages(in_channels: int, d_model: int, stages: int) -> Iterator[list[nn.Module]]:
+    @classmethod
+    def stages(cls, in_channels: int, d_model: int, stages: int) -> Iterator[list[nn.Module]]:
         """See :meth:`HybridStem.stages`."""
-        widths = [24, *[64, *[256] * stages][: stages - 1], d_model]
+        image, first, between = cls.widths
+        widths = [image, *[first, *[between] * stages][: stages - 1], d_model]
         unit = partial(ConvUnit, activation=nn.GELU)
         for i, (before, after) in enumerate(pairwise(widths)):
             yield [*([] if i else [unit(in_channels, before)]), unit(before, after, pool=2), unit(after, after)]
+
+
+class BroadStem(WideStem):
+    """The wide stem again, of 128 channels in the first stage and 384 between: Jordan 2024's width for 95 % (section 4)."""
+
+    widths = 24, 128, 384
 
 
 class ConvUnit(nn.Sequential):
@@ -148,7 +157,7 @@ class ShiftedStem(nn.Module):
 
 STEMS: dict[str, type[nn.Module]] = {
     "patch": PatchStem, "conv": ConvStem, "hybrid": HybridStem, "pooled": PooledStem, "wide": WideStem,
-    "shifted": ShiftedStem,
+    "broad": BroadStem, "shifted": ShiftedStem,
 }  # fmt: skip
 
 

@@ -70,9 +70,9 @@ class ViT(EncoderModel):
 
     Args:
         img_size: side for which positions are made; other sides that ``patch_size`` divides work too.
-        stem: ``"patch"`` (linear patches), ``"conv"`` (CCT's convolutions), ``"hybrid"``, ``"pooled"`` or
-            ``"wide"`` (small convolutional networks; for all four ``patch_size`` is a power of two) or ``"shifted"`` (patches
-            that see half a patch further, Lee et al. 2021).
+        stem: ``"patch"`` (linear patches), ``"conv"`` (CCT's convolutions), ``"hybrid"``, ``"pooled"``, ``"wide"`` or
+            ``"broad"`` (small convolutional networks; for all five ``patch_size`` is a power of two) or ``"shifted"``
+            (patches that see half a patch further, Lee et al. 2021).
         pos: ``"learned"``, ``"sincos"`` (fixed, 2-D) or ``"none"``.
         num_layers: blocks; 0 leaves the stem and the head, to see what the blocks are worth.
         pool: ``"mean"`` of the patches, ``"cls"`` (class token) or ``"seq"`` (learned weights, as CCT).
@@ -106,7 +106,7 @@ class ViT(EncoderModel):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        stem: Literal["patch", "conv", "hybrid", "pooled", "wide", "shifted"] = "patch",
+        stem: Literal["patch", "conv", "hybrid", "pooled", "wide", "broad", "shifted"] = "patch",
         pos: Literal["learned", "sincos", "none"] = "learned",
         pool: Literal["mean", "cls", "seq"] = "mean",
         layer_scale: float | None = None,
