@@ -68,8 +68,8 @@ def open_study(
 ) -> Study:
     """Open a section: load the data, cut it to the profile, and train what the store lacks.
 
-    profile: ``smoke``, ``quick``, ``hours``, ``full``, ``auto`` (by the machine) or ``published`` (no training: the
-    published records). ``images``, ``epochs`` and ``seeds`` replace the profile's own; ``extra`` entries
+    profile: ``smoke``, ``quick``, ``hours``, ``days``, ``full``, ``auto`` (by the machine) or ``published`` (no
+    training: the published records). ``images``, ``epochs`` and ``seeds`` replace the profile's own; ``extra`` entries
     join the section's table.
     """
     store = store or Store()

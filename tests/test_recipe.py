@@ -44,6 +44,7 @@ KEYS = {
     "cpu-again": "2bc21cc8c0b6eabd",
     "cpu-vit": "df5f8f2fe3fc05d9",
     "cpu-settled": "2acae60efe4cb475",
+    "cpu-broad": "0bb935c70b8af726",
     "cpu-light": "4fd9f61d3bb3bedf",
     "cpu-child": "832c8eaf6999d2c0",
     "fast": "5e711a1b0e320b13",

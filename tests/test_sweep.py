@@ -17,7 +17,7 @@ from labreport.study import open_study, published_runs, settle
 from vitlib import plans, remedies, sweep
 from vitlib.engine import Trainer
 from vitlib.errors import UserError
-from vitlib.plans import BRIEF, FULL, HOURS, PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, profile_named
+from vitlib.plans import BRIEF, DAYS, FULL, HOURS, PROFILES, SECTIONS, TIERS, Entry, Job, Profile, jobs, profile_named
 from vitlib.recipe import NUMERICS
 from vitlib.recipes import RECIPES
 from vitlib.store import Store
@@ -120,7 +120,18 @@ def test_hours_of_a_processor_give_all_combinations_and_every_remedy_on_every_ta
     tails = {name for name in full if "-if" in name}
     assert tails <= hours and {name.rpartition("-if")[2] for name in tails} == {"10", "50", "100"}
     assert not any(name.endswith("-long") for name in hours)  # its epochs would be cut to those of the others
-    assert [p.scope for p in PROFILES.values()] == [BRIEF, BRIEF, HOURS, FULL]
+    assert jobs("2.4", PROFILES["days"]) == jobs("2.4", PROFILES["hours"])
+    assert [p.scope for p in PROFILES.values()] == [BRIEF, BRIEF, HOURS, DAYS, FULL]
+
+
+def test_days_of_a_processor_give_every_setting_of_2_3_and_every_remedy_without_pre_training():
+    days, hours, full = ({job.recipe.name for job in jobs("all", PROFILES[name])} for name in ("days", "hours", "full"))
+    assert hours < days
+    assert all(PROFILES["days"].takes(entry) for entry in SECTIONS["2.3"])
+    assert {"vit-patch-size-2", "original-20-width-512"} <= days - hours
+    assert {remedies.remedied(label).name for label in remedies.LACKED} - days == {"vit-a-weighted"}  # "vit-aw" to 2.2
+    # what needs its own lengths, or a CNN, is a GPU's
+    assert {"vit-mae-75", "vit-awo-long", "child-by-cnn", "ladder-stem"} <= full - days
 
 
 def test_a_profile_takes_no_more_images_than_there_are(data):
@@ -135,7 +146,7 @@ def test_profiles_and_plans_by_name():
     assert (changed.images, changed.seeds, changed.test_images) == (99, 4, PROFILES["quick"].test_images)
     assert dict(changed.epochs) == {"original": 2, "vit": 2}
     for name in ("quik", "full:99", "full:x", ""):
-        with pytest.raises(UserError, match=r"smoke、quick、hours、full"):
+        with pytest.raises(UserError, match=r"smoke、quick、hours、days、full"):
             profile_named(name)
     with pytest.raises(UserError, match=r"2\.1、2\.2、2\.3、2\.4、all"):
         jobs("2.9", PROFILES["quick"])

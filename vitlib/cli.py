@@ -48,7 +48,9 @@ def build_parser() -> Parser:
 
     sub = command("sweep", commands.sweep, "训练一份计划里还缺的运行")
     sub.add_argument("plan", metavar="计划", help="2.1、2.2、2.3、2.4 或 all")
-    sub.add_argument("--profile", default="quick", metavar="档位", help="smoke、quick（默认）、hours、full 或 auto")
+    sub.add_argument(
+        "--profile", default="quick", metavar="档位", help="smoke、quick（默认）、hours、days、full 或 auto"
+    )
     sub.add_argument("--seeds", type=positive, metavar="个数", help="种子个数，代替档位自己的")
     sub.add_argument("--tier", type=positive, metavar="层", help="只做到第几层（--dry-run 列出各层）")
     sub.add_argument("--budget", metavar="时间", help="用完就干净地停下，如 90s、9m、2h")
@@ -92,7 +94,7 @@ def build_parser() -> Parser:
     data_options(sub, cut=False)
 
     sub = command("report", commands.report, "运行四个笔记本并生成 HTML 和 PDF 报告")
-    profiles = "auto（默认）、smoke、quick、hours、full、published"
+    profiles = "auto（默认）、smoke、quick、hours、days、full、published"
     sub.add_argument("--profile", default="auto", metavar="档位", help=profiles)
     sub.add_argument("--out", type=Path, metavar="文件夹", help="报告写到哪里，默认 build/")
     sub.add_argument("--accept", nargs="*", default=[], metavar="运行", help="published 档中接受数值版本较旧的运行")

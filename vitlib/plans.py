@@ -13,7 +13,7 @@ from vitlib.data import Dataset, load, long_tail
 from vitlib.errors import UserError
 from vitlib.light import recipes as light
 from vitlib.recipe import Recipe
-from vitlib.recipes import BRIEF, FULL, HOURS
+from vitlib.recipes import BRIEF, DAYS, FULL, HOURS
 
 TIERS = {
     1: "最佳配方与原系统",
@@ -37,7 +37,7 @@ class Entry:
 
     ``later`` gives the tiers of the second seed, the third and so on (the last holds for the rest); without
     it they come with the first. A tier is at most 25 minutes of one H100. ``scope``: the smallest profile that
-    trains it, BRIEF (a processor's minutes), HOURS (a processor's hours) or FULL (a GPU).
+    trains it, BRIEF (a processor's minutes), HOURS, DAYS or FULL (a GPU).
     ``factor``: the training set is first cut to this imbalance factor; 0 leaves it as it is.
     """
 
@@ -96,6 +96,7 @@ PROFILES = {
     "smoke": Profile("smoke", 100, 60, (("original", 1), ("vit", 1)), seeds=1, scope=BRIEF),
     "quick": Profile("quick", 1_500, 1_000, (("original", 2), ("vit", 4)), seeds=1, scope=BRIEF),
     "hours": Profile("hours", 4_000, 4_000, (("original", 4), ("vit", 8)), scope=HOURS),
+    "days": Profile("days", 4_000, 4_000, (("original", 4), ("vit", 8)), scope=DAYS),
     "full": Profile("full"),
 }
 
@@ -124,10 +125,10 @@ def _knobs() -> list[Entry]:
         out += [knob(name, value, scope) for scope, own in enumerate(values) for value in own]
     for width in (64, 128, 512):
         both = knobs.modern(d_model=width, ffn_hidden_channels=2 * width)
-        out.append(Entry(f"{knobs.COUPLED}{width}", both, 3, later, BRIEF if width == 64 else FULL))
+        out.append(Entry(f"{knobs.COUPLED}{width}", both, 3, later, BRIEF if width == 64 else DAYS))
     for name, by_value in (knobs.SETTINGS | {"patch_size": knobs.PATCHES}).items():
         for value, recipe in by_value.items():
-            scope = BRIEF if value in (8, 16, 64) and name != "num_heads" else FULL
+            scope = BRIEF if value in (8, 16, 64) and name != "num_heads" else DAYS
             setting = knobs.told(name, value) + "（更正随机失活）" * (value == 16 and name == "patch_size")
             if recipe is not knobs.ORIGINAL:
                 out.append(Entry(f"原系统，{setting}", recipe, 3, later, scope))
@@ -152,11 +153,11 @@ def _remedies() -> list[Entry]:
     """Return the entries of 2.2 with what the original lacked: on the data as it is, and cut to long tails."""
     brief = {"分类头重训（cRT）", *remedies.FREE}
     out = [
-        Entry(label, remedies.remedied(label), 6, (7, 8), BRIEF if label in brief else FULL)
+        Entry(label, remedies.remedied(label), 6, (7, 8), BRIEF if label in brief else DAYS)
         for label in remedies.LACKED
         if label not in ("类别加权", *remedies.MILD_ONLY)  # the first is one of the combinations
     ]
-    out += [Entry(label, remedies.remedied(label), 9, scope=FULL) for label in remedies.MILD_ONLY]
+    out += [Entry(label, remedies.remedied(label), 9, scope=DAYS) for label in remedies.MILD_ONLY]
     out += [Entry(f"掩码预训练（掩码率 {it:g}）", remedies.masked(it), 9, scope=FULL) for it in remedies.MASKED]
     for factor in remedies.FACTORS:
         tail: dict[str, Recipe] = {"交叉熵": remedies.BASE, "四项全用": remedies.NEW_ALL}

@@ -8,7 +8,7 @@ from typing import Any
 from vitlib.errors import UserError, nearest
 from vitlib.recipe import Recipe
 
-BRIEF, HOURS, FULL = range(3)  # what a run takes: a processor's minutes, a processor's hours, a GPU
+BRIEF, HOURS, DAYS, FULL = range(4)  # what a run takes: a processor's minutes, hours or days, or a GPU
 
 # The original report: Adam at a constant 5e-4, batches of 512, all training images, the test accuracy
 # watched every epoch. "Vanilla" feeds pixels in [0, 1] to plain cross-entropy for 500 epochs.
