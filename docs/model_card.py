@@ -31,7 +31,7 @@ def card(name: str, path: Path, runs: list[Run]) -> str:
     story = load_weights(path)[1]
     run = next(run for run in runs if run.key == story["key"])
     seeds = [each for each in runs if each.name == run.name and each.data["fingerprint"] == run.data["fingerprint"]]
-    over_seeds = stats.summary([each.accuracy for each in seeds], images=len(run.labels))
+    over_seeds = metrics.accuracy(seeds)
     interval = f"，95 % 区间 [{100 * over_seeds.low:.1f}, {100 * over_seeds.high:.1f}]" if over_seeds.n > 1 else ""
     classes = run.data["class_names"]
     scores = metrics.scores(run.labels, run.predicted, run.confidence, len(classes))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from labreport import others, stats
+from labreport import metrics, others
 from vitlib.paths import results_dir
 from vitlib.record import Run, read_record
 
@@ -25,7 +25,7 @@ def rows(runs: list[Run]) -> list[str]:
     """Return a line of the table for each recipe and length of training, best first."""
     lines = []
     for group in others.on_whole_data(run for run in runs if not others.is_rung(run)).values():
-        accuracy = stats.summary([run.accuracy for run in group], images=len(group[0].labels))
+        accuracy = metrics.accuracy(group)
         interval = f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]" if accuracy.n > 1 else ""
         devices = ", ".join(sorted({run.device for run in group}))
         first = group[0]

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score
 
-from labreport.stats import summary
+from labreport.stats import Summary, summary
 from vitlib.data.sets import held_out
 from vitlib.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from vitlib.record import Run
 
 BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
@@ -44,6 +46,14 @@ def scores(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, cl
         worst_class=int(present[recall[present].argmin()]),
         ece=expected_calibration_error(labels, predicted, confidence),
     )
+
+
+def accuracy(runs: "Sequence[Run]") -> Summary:
+    """Test accuracy of a recipe's seeds; its interval holds the seeds' spread and the test images' sampling error.
+
+    NaN where one of the runs has none, because it failed.
+    """
+    return summary([run.accuracy for run in runs], images=len(runs[0].labels))
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -21,17 +21,7 @@ from vitlib.data.course import TRAIN_COUNTS
 from vitlib.models.embedding import STEMS, HybridStem
 from vitlib.paths import share
 from vitlib.recipe import Recipe
-from vitlib.recipes import (
-    CPU_AGAIN,
-    CPU_BROAD,
-    CPU_LADDER,
-    CPU_MILD,
-    CPU_PLAIN,
-    CPU_POOLED,
-    CPU_SETTLED,
-    CPU_WIDE,
-    RECIPES,
-)
+from vitlib.recipes import CPU_LADDER, CPU_PLAIN, RECIPES
 from vitlib.record import Run
 from vitlib.state import build_model
 
@@ -111,7 +101,7 @@ def contenders(whole: Mapping[str, Sequence[Run]], best: str, judged: Mapping[st
     """Return which of :func:`on_whole_data`'s recipes joined the comparison with ``best`` after it, by label, and are not
     yet compared with it by ``judged``, those of :func:`on_validation`.
     """
-    joined = [titled(recipe) for recipe in (CPU_POOLED, CPU_MILD, CPU_WIDE, CPU_AGAIN, CPU_SETTLED, CPU_BROAD)]
+    joined = [titled(RECIPES[f"cpu-{name}"]) for name in ("pooled", "mild", "wide", "again", "settled", "broad")]
     return [label for label in joined if {label, best} <= whole.keys() and not {label, best} <= judged.keys()]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from labreport.metrics import (
+    accuracy,
     collapse,
     confusion,
     epochs_to_stay,
@@ -33,6 +34,15 @@ def test_measures_by_hand():
     assert (result["worst_class"], result["worst_recall"]) == (1, 0.5)
     # Three at 0.9, all right: gap 0.1; five at 0.6, two right: gap 0.2.
     assert result["ece"] == pytest.approx((3 * 0.1 + 5 * 0.2) / 8)
+
+
+def test_the_accuracy_of_seeds_has_an_interval_that_knows_how_many_images_there_were():
+    few, many = (
+        accuracy([SimpleNamespace(accuracy=0.6 + 0.01 * seed, labels=np.zeros(n)) for seed in range(3)])
+        for n in (100, 10_000)
+    )
+    assert few.mean == many.mean == pytest.approx(0.61) and few.low < 0.52 < 0.57 < many.low
+    assert np.isnan(accuracy([SimpleNamespace(accuracy=np.nan, labels=LABELS)]).mean)
 
 
 def test_the_images_learned_from_are_those_not_held_out():

@@ -48,9 +48,7 @@ def build_parser() -> Parser:
 
     sub = command("sweep", commands.sweep, "训练一份计划里还缺的运行")
     sub.add_argument("plan", metavar="计划", help="2.1、2.2、2.3、2.4 或 all")
-    sub.add_argument(
-        "--profile", default="quick", metavar="档位", help="smoke、quick（默认）、hours、days、full 或 auto"
-    )
+    sub.add_argument("--profile", default="quick", metavar="档位", help="smoke、quick（默认）、hours、days、full、auto")
     sub.add_argument("--seeds", type=positive, metavar="个数", help="种子个数，代替档位自己的")
     sub.add_argument("--tier", type=positive, metavar="层", help="只做到第几层（--dry-run 列出各层）")
     sub.add_argument("--budget", metavar="时间", help="用完就干净地停下，如 90s、9m、2h")

@@ -25,9 +25,8 @@ def show_data(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{facts['provenance']}\n数据指纹 {facts['fingerprint']}，图像 {side}×{side}")
         for row in facts["classes"]:
             print(f"  {row['id']}  {row['name']}\t训练 {row['train']:>6,}\t测试 {row['test']:>6,}")
-        print(
-            f"  合计\t训练 {facts['train_images']:>6,}\t测试 {facts['test_images']:>6,}\t不平衡因子 {facts['imbalance']:.2f}"
-        )
+        total = f"训练 {facts['train_images']:>6,}\t测试 {facts['test_images']:>6,}"
+        print(f"  合计\t{total}\t不平衡因子 {facts['imbalance']:.2f}")
     for line in [*facts["warnings"], *facts["skipped"]]:
         print(f"注意：{line}", file=sys.stderr)
     return facts
@@ -215,7 +214,6 @@ def _tell(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[
         for row in rows:
             accuracy = "没有准确率" if row["accuracy"] is None else f"测试准确率 {100 * row['accuracy']:.2f} %"
             failed = f"，失败：{row['failed']}" if row["failed"] else ""
-            print(
-                f"{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{row['data']} {row['train_images']:,} 张\t{accuracy}{failed}"
-            )
+            data = f"{row['data']} {row['train_images']:,} 张"
+            print(f"{row['recipe']}\t种子 {row['seed']}\t{row['epochs']} 轮\t{data}\t{accuracy}{failed}")
     return rows

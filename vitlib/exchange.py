@@ -39,9 +39,8 @@ def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("runs-*.zip"):
         old.unlink()
-    wanted = [store.root / key / "record.json" for key in keys]
-    wanted += [store.root / key / "weights.safetensors" for key in keys]
-    wanted += [store.root / f"{key}.work" / "checkpoint.safetensors" for key in keys]
+    files = "{}/record.json", "{}/weights.safetensors", "{}.work/checkpoint.safetensors"
+    wanted = [store.root / name.format(key) for name in files for key in keys]
     packs: list[dict[str, bytes]] = [{} for _ in range(MOST_FILES)]
     room = [FILE_BYTES - _HEADER] * MOST_FILES
     left_out, left = [], TOTAL_BYTES
@@ -94,9 +93,7 @@ def import_runs(store: Store, folder: Path, publish: bool | None = None) -> list
         runs = [read_record(path, published=False) for path in sorted(stage.glob("*/record.json"))]
         for run in runs:
             if run.path.parent.name != run.key:
-                raise UserError(
-                    f"{folder} 中文件夹 {run.path.parent.name} 的记录属于另一次运行 {run.key}，请重新导出。"
-                )
+                raise UserError(f"{folder} 中 {run.path.parent.name} 的记录属于另一次运行 {run.key}，请重新导出。")
         store.root.mkdir(parents=True, exist_ok=True)
         for source in sorted(stage.iterdir()):
             if not any((source / name).exists() for name in ("record.json", "checkpoint.safetensors")):

@@ -174,8 +174,7 @@ CPU_SETTLED = CPU_WIDE.but(
 )  # fmt: skip
 # The same again with twice the parameters: after 30 epochs cpu-settled still misses a fifth of its varied pictures.
 CPU_BROAD = CPU_SETTLED.but(
-    name="cpu-broad",
-    model_args={"stem": "broad", "d_model": 320, "num_heads": 5, "ffn_hidden_channels": 640},
+    name="cpu-broad", model_args={"stem": "broad", "d_model": 320, "num_heads": 5, "ffn_hidden_channels": 640},
 )  # fmt: skip
 # The way to cpu-settled, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
 # is the time. AdamW has the rate it had before Muon, then with batches of 64; unlike Muon's it was never swept

@@ -105,10 +105,10 @@ def accuracy_bars(runs_by_label: "Runs") -> Figure:
     colour, names, enough = sns.color_palette("colorblind")[0], [], False
     for row, (label, runs) in enumerate(runs_by_label.items()):
         names.append(f"{label}（训练中止）" if any(run.failed for run in runs) else label)
-        values = [run.accuracy for run in runs if np.isfinite(run.accuracy)]
-        if not values:
+        measured = [run for run in runs if np.isfinite(run.accuracy)]
+        if not measured:
             continue
-        result = stats.summary(values, images=len(runs[0].labels))
+        values, result = [run.accuracy for run in measured], metrics.accuracy(measured)
         interval = result.n >= stats.FEWEST_SEEDS  # of two seeds it would span the figure and say nothing
         enough |= interval
         ax.plot(100 * np.array(values), [row + 0.25] * len(values), "o", color="0.5", markersize=3.5, alpha=0.8)
