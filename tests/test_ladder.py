@@ -51,8 +51,9 @@ def test_the_processors_ladder_changes_one_thing_a_step_and_then_grows():
         assert before.but(**STEPS[name][1]).spec() == after.spec() != before.spec()
     assert recipes[3].but(optimizer="muon", lr=CPU.lr).spec() == recipes[4].spec()
     assert recipes[4].but(epochs=CPU.epochs).spec() == CPU.spec() and recipes[5] is CPU
-    # the last step changes how the network of the one before it is trained, and nothing else
-    assert recipes[-1] is CPU_SETTLED and CPU_SETTLED.model_args == recipes[-2].model_args
+    # the last step but one changes how the network of the one before it is trained, and nothing else; the last its size
+    assert recipes[-2] is CPU_SETTLED and CPU_SETTLED.model_args == recipes[-3].model_args
+    assert recipes[-1].but(model_args=CPU_SETTLED.model_args).spec() == CPU_SETTLED.spec()
     assert len({recipe.key(0, "") for recipe in recipes}) == len({recipe.name for recipe in recipes}) == len(recipes)
     assert {recipe.protocol for recipe in recipes} == {"refit"}  # the whole data
 

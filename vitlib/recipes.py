@@ -176,7 +176,7 @@ CPU_SETTLED = CPU_WIDE.but(
 CPU_BROAD = CPU_SETTLED.but(
     name="cpu-broad", model_args={"stem": "broad", "d_model": 320, "num_heads": 5, "ffn_hidden_channels": 640},
 )  # fmt: skip
-# The way to cpu-settled, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
+# The way to cpu-broad, from linear patches in four epochs of the whole data, one ingredient at a time as far as there
 # is the time. AdamW has the rate it had before Muon, then with batches of 64; unlike Muon's it was never swept
 # (benchmarks/RECIPE.md).
 CPU_PLAIN = CPU.but(
@@ -187,7 +187,7 @@ CPU_LADDER = [
     ("+ Muon 优化器", CPU.but(name="cpu-with-muon", epochs=CPU_PLAIN.epochs)), ("轮数增至 9", CPU),
     ("+ 加宽、随机擦除，轮数增至 16", CPU_LONG), ("轮数增至 40", CPU_LONGEST), ("+ TrivialAugment", CPU_VARIED),
     ("换加宽混合的茎部，轮数减至 8", CPU_WIDE),
-    ("+ TrivialAugment（末尾关闭）、先用小图像，轮数增至 30", CPU_SETTLED),
+    ("+ TrivialAugment（末尾关闭）、先用小图像，轮数增至 30", CPU_SETTLED), ("+ 更宽的茎部与词元", CPU_BROAD),
 ]  # fmt: skip
 # The child of cpu-long, of a quarter of the weights, which also imitates it.
 CPU_LIGHT = CPU_LONG.but(
@@ -211,7 +211,7 @@ RECIPES = {
     recipe.name: recipe for recipe in (
         VANILLA, PRETRAIN, IMPROVED, PATCH8, PATCH16, PATCH16_ON, PATCH16_FIXED, VIT, VIT_MAE, VIT_DINO, TEACHER, BEST,
         *OTHERS.values(), *dict(CPU_LADDER).values(), CPU_POOLED, CPU_MILD, CPU_AGAIN, CPU_LIGHT, CPU_CHILD,
-        CPU_BROAD, CPU_VIT, FAST,
+        CPU_VIT, FAST,
     )
 }  # fmt: skip
 
