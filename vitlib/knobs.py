@@ -11,7 +11,8 @@ from vitlib.recipe import Recipe
 
 BASE = recipes.VIT.but(name="vit-25", epochs=25)
 
-# By argument: its name for readers, and the values that a processor has time for in minutes, in hours and in days. The feed-forward network stays 512 wide, so that d_model changes nothing else.
+# By argument: its name for readers, and the values that a processor has time for in minutes, in hours and in days. The
+# feed-forward network stays 512 wide, so that d_model changes nothing else.
 KNOBS: dict[str, tuple[str, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]] = {
     "patch_size": ("图像块大小", (8, 16), (), (2,)),
     "d_model": ("嵌入维数", (64, 128), (), (512, 1024)),

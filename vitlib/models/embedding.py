@@ -111,7 +111,7 @@ class WideStem(HybridStem):
 
 
 class BroadStem(WideStem):
-    """The wide stem again, of 128 channels in the first stage and 384 between: Jordan 2024's width for 95 % (section 4)."""
+    """The wide stem again, of 128 channels in the first stage and 384 between: the width of Jordan 2024's airbench95."""
 
     widths = 24, 128, 384
 
