@@ -92,11 +92,12 @@ class Profile:
         return data.subset(self.images, self.test_images)
 
 
+CUT = 4_000, 4_000, (("original", 4), ("vit", 8))  # of two profiles: the longer one trains no run of the other again
 PROFILES = {
     "smoke": Profile("smoke", 100, 60, (("original", 1), ("vit", 1)), seeds=1, scope=BRIEF),
     "quick": Profile("quick", 1_500, 1_000, (("original", 2), ("vit", 4)), seeds=1, scope=BRIEF),
-    "hours": Profile("hours", 4_000, 4_000, (("original", 4), ("vit", 8)), scope=HOURS),
-    "days": Profile("days", 4_000, 4_000, (("original", 4), ("vit", 8)), scope=DAYS),
+    "hours": Profile("hours", *CUT, scope=HOURS),
+    "days": Profile("days", *CUT, scope=DAYS),
     "full": Profile("full"),
 }
 

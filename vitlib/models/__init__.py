@@ -11,6 +11,7 @@ from .a_vit import AdaptiveViT
 from .cnn import CNN
 from .dino import DINO
 from .dynamic_vit import DynamicViT
+from .embedding import HALVING
 from .mae import MAE
 from .original import OriginalViT
 from .tome import MergingViT
@@ -108,7 +109,5 @@ def _check_together(given: dict[str, typing.Any]) -> None:
         raise UserError(f"pos='sincos' 需要 d_model 是 4 的倍数，现在是 {width}。")
     if given.get("stem") == "pooled" and width < 11:
         raise UserError(f"stem='pooled' 需要 d_model 不小于 11，现在是 {width}：它的第一层只有 3/32 那么宽。")
-    if (stem := given.get("stem")) in ("conv", "hybrid", "pooled", "wide", "broad") and (
-        patch < 2 or patch & (patch - 1)
-    ):
+    if (stem := given.get("stem")) in HALVING and (patch < 2 or patch & (patch - 1)):
         raise UserError(f"stem='{stem}' 的每一级把边长减半，需要 patch_size 是 2、4、8 等 2 的幂，现在是 {patch}。")

@@ -103,8 +103,7 @@ class WideStem(HybridStem):
     @classmethod
     def stages(cls, in_channels: int, d_model: int, stages: int) -> Iterator[list[nn.Module]]:
         """See :meth:`HybridStem.stages`."""
-        image, first, between = cls.widths
-        widths = [image, *[first, *[between] * stages][: stages - 1], d_model]
+        widths = [*(cls.widths + cls.widths[-1:] * stages)[:stages], d_model]
         unit = partial(ConvUnit, activation=nn.GELU)
         for i, (before, after) in enumerate(pairwise(widths)):
             yield [*([] if i else [unit(in_channels, before)]), unit(before, after, pool=2), unit(after, after)]
@@ -159,6 +158,7 @@ STEMS: dict[str, type[nn.Module]] = {
     "patch": PatchStem, "conv": ConvStem, "hybrid": HybridStem, "pooled": PooledStem, "wide": WideStem,
     "broad": BroadStem, "shifted": ShiftedStem,
 }  # fmt: skip
+HALVING = {name for name, stem in STEMS.items() if issubclass(stem, ConvStem | HybridStem)}  # the side, once a stage
 
 
 def sincos_table(grid: int, d_model: int) -> Tensor:
