@@ -9,7 +9,7 @@ import pytest
 
 from labreport import stats
 from labreport.assembly.notebooks import run_notebooks
-from vitlib.models import model_defaults
+from vitlib.models import embedding, model_defaults
 from vitlib.paths import share
 from vitlib.recipes import RECIPES, recipe_named
 
@@ -55,6 +55,7 @@ def test_what_sets_a_recipe_apart_is_read_from_its_run(cells):
         given = {
             "whole": whole, "show": SimpleNamespace(text=told.append, table=table), "stats": stats, "RECIPES": RECIPES,
             "model_defaults": model_defaults, "recipe_named": recipe_named, "pd": pd,
+            "embedding": embedding,
         }  # fmt: skip
         for cell in ("recipe-words", "others-recipes"):
             exec(sources[cell], given)
@@ -71,6 +72,8 @@ def test_what_sets_a_recipe_apart_is_read_from_its_run(cells):
     again, _ = words_on(RECIPES["cpu-again"])  # learned with labels before, which is no pre-training
     assert "数据增强增加 TrivialAugment；" in again and "权重的起点由无改为 cpu-wide" in again
     assert "预训练" not in again
+    broad, _ = words_on(RECIPES["cpu-broad"])
+    assert "第一级 128 个通道，其后 384 个" in broad and "头数由 4 改为 5" in broad
     told = settings(RECIPES["best"].but(augment={"resized_crop": (0.8, 1.0, 0.9, 1.1), "jitter": 0.4}))["数据增强"]
     assert told == "CutMix 1、Mixup 0.8、TrivialAugment、平移裁剪 4 像素、翻转、随机擦除 0.25、随机缩放裁剪"
 
