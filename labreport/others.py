@@ -185,7 +185,8 @@ def chosen_told(judged: Mapping[str, Run], best: str) -> str:
     follows = "best 就归它" if first == best else f"而随项目发布的 best 还是{best or '别的配方'}，尚未换成它"
     return spaced(
         f"在验证集上比较了 {len(judged)} 个配方：用其余 {top.data['train_images']:,} 张训练图像训练满自己的轮数，判据是各类召回率"
-        f"的平均。最高的是{first}，{recall(top)} %，{follows}；其次是{second}，{recall(next_)} %。"
+        f"的平均。最高的是{first}，{recall(top)} %，{follows}；其次是{second}，{recall(next_)} %（两者准确率之差的判定是"
+        f"{behind(judged)[0].verdict}）。"
     )
 
 

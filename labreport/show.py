@@ -168,7 +168,7 @@ def source(thing: Any) -> None:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             first = node.body[0]
             lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)  # type: ignore
-    code = re.sub(r":\n\n+", ":\n", "\n".join(lines))
+    code = re.sub(r":\n\n+", ":\n", "\n".join(lines)).replace("  # fmt: skip", "")
     _markdown(f"```python\n{code.strip()}\n```", "text")
 
 

@@ -115,7 +115,7 @@ class Comparison:
             return spaced(f"{a}与{b}在每个种子、每张测试图像上的对错完全相同（{seeds}），{end}。")
         lower = self.difference < 0  # "低 3.2" is told with [2.1, 4.3]: the interval has the sign of the words
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
-        level = f"{'只计测试图像的抽样误差，' if few else ''}{100 * (1 - self.alpha):g} % 区间"
+        level = f"{'只计图像的抽样误差，' if few else ''}{100 * (1 - self.alpha):g} % 区间"
         gap = f"比{b}{'低' if lower else '高'} {points(abs(self.difference))} 个百分点"
         finding = a + (gap if self.difference else f"与{b}的均值相同")
         return spaced(f"{finding}（{level} [{points(low)}, {points(high)}]，{seeds}），{self._conclusion(few)}。")
@@ -231,7 +231,7 @@ def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     spans = [f"[{points(x.low)}, {points(x.high)}]{' ‡' * (min(x.seeds) < FEWEST_SEEDS)}" for x in comparisons]
     table = pd.DataFrame(
         {
-            "对比": [spaced(f"{row.names[0]}减{row.names[1]}") for row in comparisons],
+            "对比": [spaced(f"{row.names[0]} − {row.names[1]}") for row in comparisons],
             "差（百分点）": [points(row.difference, sign=True) for row in comparisons],
             "95 % 区间": spans,
             "种子": [" / ".join(map(str, dict.fromkeys(row.seeds))) for row in comparisons],

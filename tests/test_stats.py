@@ -128,7 +128,7 @@ def test_fewer_than_three_seeds_never_decide(seeds):
     a, b = pair(4, 2.5, 0.0, seeds)
     result = compare(a, b)
     assert result.verdict == "证据不足" and math.isnan(result.p)
-    assert "只计测试图像的抽样误差" in result.sentence and "种子少于 3 个，证据不足" in result.sentence
+    assert "只计图像的抽样误差" in result.sentence and "种子少于 3 个，证据不足" in result.sentence
     # The interval is then the paired t interval over images.
     gaps = np.mean(a, axis=0) - np.mean(b, axis=0)
     expected = ttest_1samp(gaps, 0).confidence_interval()
@@ -200,7 +200,7 @@ def test_a_table_is_corrected_and_keeps_its_order():
     shown = frame(rows)
     assert list(shown["结论"]) == [row.verdict for row in rows]
     assert frame([replace(single, difference=2e-5, low=-4e-4)]).iloc[0, 1:3].tolist()[0] == "0.0"  # not "+0.00"
-    assert shown["对比"][0] == "很好减基线" and shown["校正 p"][1] == "—"
+    assert shown["对比"][0] == "很好 − 基线" and shown["校正 p"][1] == "—"
     assert list(shown["种子"]) == ["4", "1 / 4", "4"]
     assert [text[-1] for text in shown["95 % 区间"]] == ["]", "‡", "]"]  # of one seed: the images' error alone
     assert list(frame([single]))[-2:] == ["p", "结论"]  # one comparison alone is not corrected

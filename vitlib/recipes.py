@@ -186,7 +186,7 @@ CPU_LADDER = [
     *climb(("线性图像块（4 轮）", CPU_PLAIN), "cpu-with", {name: STEPS[name] for name in ("stem", "pool", "balance")}),
     ("+ Muon 优化器", CPU.but(name="cpu-with-muon", epochs=CPU_PLAIN.epochs)), ("轮数增至 9", CPU),
     ("+ 加宽、随机擦除，轮数增至 16", CPU_LONG), ("轮数增至 40", CPU_LONGEST), ("+ TrivialAugment", CPU_VARIED),
-    ("换加宽混合的茎部，轮数减至 8", CPU_WIDE),
+    ("换网络（加宽混合的茎部、更少的词元、批归一化），轮数减至 8", CPU_WIDE),
     ("+ TrivialAugment（末尾关闭）、先用小图像，轮数增至 30", CPU_SETTLED), ("+ 更宽的茎部与词元", CPU_BROAD),
 ]  # fmt: skip
 # The child of cpu-long, of a quarter of the weights, which also imitates it.

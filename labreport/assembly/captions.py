@@ -95,6 +95,8 @@ def _fill_references(soup: BeautifulSoup, numbers: dict[str, str]) -> set[str]:
         if target in numbers:
             link.string = numbers[target]
             link["class"] = "ref"
+            if re.match(r"[\u4e00-\u9fff]", str(link.next_sibling or "")):
+                link.insert_after(" ")  # as between all digits and Chinese
             used.add(target)
         elif target not in ids:
             raise UserError(f"{_where(link)}：引用 #{target} 找不到对应的图、表或章节；请检查标签的拼写。")

@@ -72,6 +72,10 @@ def gather(origins: Iterable[dict[str, Any]]) -> dict[str, Any]:
         data.setdefault(run["data"]["fingerprint"], {"synthetic": run["data"]["name"] == "synthetic", **run["data"]})
     today = date.today()
     words = [facts["provenance"] for facts in data.values()]
+    for facts in data.values():  # a part need not say again what the whole is
+        whole = next((i for i, other in enumerate(words) if facts["provenance"].startswith(f"{other}；")), None)
+        part = "" if whole is None else facts["provenance"].removeprefix(words[whole])
+        facts["told"] = f"第 {whole + 1} 行的数据{part}" if whole is not None else facts["provenance"]
     return {
         "date": f"{today.year} 年 {today.month} 月 {today.day} 日",
         "headlines": [origin["headline"] for origin in origins if "headline" in origin],

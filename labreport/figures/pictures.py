@@ -73,9 +73,8 @@ def attention(images: Any, maps: Any, titles: Sequence[str] | None = None) -> Fi
     if heat.ndim < 2 or (heat.shape[-1] != heat.shape[-2] and side**2 != heat.shape[-1]):
         raise UserError(f"注意力图的形状 {heat.shape} 不是 g × g 的网格：请去掉类别词元等非图像块的词元。")
     grid = heat.shape[-1] if heat.shape[-1] == heat.shape[-2] else side
-    # on the pixels' own grid: smoother shades would not say more, and would take ten times the bytes
     coarse = torch.from_numpy(heat.reshape(len(pixels), -1, grid, grid))
-    heat = F.interpolate(coarse, size=pixels.shape[1:3], mode="bilinear").numpy()
+    heat = F.interpolate(coarse, size=pixels.shape[1:3]).numpy()  # each patch in one shade: it has one value
     columns = heat.shape[1] + 1
     size = min(1.1, (WIDTH - 0.9) / columns)
     shape = (columns * size + 0.9, len(pixels) * size + 0.25)
