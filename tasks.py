@@ -36,7 +36,7 @@ HELP = """\
 用法：make 任务          或：python3 tasks.py 任务
 
   report     建立环境、取得数据、运行四个笔记本，生成 build/report.html 和 build/report.pdf
-             PROFILE=auto|smoke|quick|hours|full|published   规模（默认 auto）
+             PROFILE=auto|smoke|quick|hours|days|full|published   规模（默认 auto）
              DATA=auto|course|cifar10|synthetic|路径   数据（默认 auto）
   test       建立环境并运行快速测试
   test-slow  运行慢速测试（浏览器、全新环境等）

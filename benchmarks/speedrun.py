@@ -37,7 +37,7 @@ def plan(
     for target in targets or ():
         if target not in known:
             raise UserError(f"没有为目标 {target:g} 准备的轮数；可选：{'、'.join(map(str, known))}。")
-    return {target: (known[target][0], epochs or known[target][1]) for target in targets or known}
+    return {target: (known[target][0], known[target][1] if epochs is None else epochs) for target in targets or known}
 
 
 def run(

@@ -51,7 +51,7 @@ def scores(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, cl
 def accuracy(runs: "Sequence[Run]") -> Summary:
     """Test accuracy of a recipe's seeds; its interval holds the seeds' spread and the test images' sampling error.
 
-    NaN where one of the runs has none, because it failed.
+    A failed run counts with the accuracy of the weights it stopped at.
     """
     return summary([run.accuracy for run in runs], images=len(runs[0].labels))
 

@@ -70,12 +70,16 @@ def open_study(
 
     profile: ``smoke``, ``quick``, ``hours``, ``days``, ``full``, ``auto`` (by the machine) or ``published`` (no
     training: the published records). ``images``, ``epochs`` and ``seeds`` replace the profile's own; ``extra`` entries
-    join the section's table.
+    join the section's table. Raises UserError where ``published`` is asked for any of them.
     """
     store = store or Store()
     dataset = load(data) if isinstance(data, str) else data
     table = [*SECTIONS[section], *extra]
     if profile == "published":
+        if extra or not (images is epochs is seeds is None):
+            raise UserError(
+                "published 档只取已发布的记录，不训练：请让 images、epochs、seeds 为 None、另加的设置为空，或换一个档位。"
+            )
         found = published_runs(table, store)
         return Study(section, profile, _as_recorded(dataset, next(iter(found.values()))[0]), found)
     chosen = resolve(profile, dataset, images=images, epochs=epochs, seeds=seeds)

@@ -11,6 +11,7 @@ from labreport.analysis.ablation import (
     PRINTED,
     Verdicts,
     answer,
+    brief,
     by_knob,
     chance_of_lead,
     conclude,
@@ -92,15 +93,35 @@ def test_a_pair_has_one_verdict_wherever_it_is_told():
 def test_the_answer_tells_what_each_knobs_ends_differ_in_and_cost():
     deep = study(blocks1=0.60, blocks6=0.80)
     (family,) = families(deep).values()
-    assert answer({}, Verdicts()) == "本次没有可以比较的旋钮。"
-    said = answer({"块数": family}, Verdicts())
-    assert (
-        "基线相比（p 值经 Holm 校正）：块数 1（低 " in said and "个百分点），显著" in said and "块数相差 6.0 倍" in said
-    )
+    assert answer({}, Verdicts()) == ["本次没有可以比较的旋钮。"]
+    said, price = answer({"块数": family}, Verdicts())
+    assert "基线相比（p 值经 Holm 校正），显著更低的是块数 1（低 " in said and "块数相差 6.0 倍" in price
     (tied,) = families(study(blocks1=0.80, blocks6=0.80)).values()
-    assert "视为等价" in answer({"块数": tied}, Verdicts())
+    assert "，等价的是块数 1（" in answer({"块数": tied}, Verdicts())[0]
     same = {label: [run(each.recipe, each.seed, 0.7) for each in runs] for label, runs in family.items()}
-    assert "块数几乎不改变它" in answer({"块数": same}, Verdicts())
+    assert "块数几乎不改变它" in answer({"块数": same}, Verdicts())[1]
+
+
+def test_the_abstract_names_the_clearest_difference_and_the_knobs_that_show_none():
+    (deep,), (tied,) = (families(study(blocks1=low, blocks6=0.80)).values() for low in (0.60, 0.80))
+    (few,) = families(study(seeds=1, blocks1=0.60, blocks6=0.80)).values()
+    said = brief({"块数": deep, "注意力头数": tied, knobs.COUPLED: deep}, Verdicts())
+    assert said.startswith("块数 1 比 6（基线）低 ") and "差异显著；注意力头数两端的取值与基线等价" in said
+    assert said.count("差异显著") == 1  # the coupled widths are left to the answer
+    assert brief({"块数": few}, Verdicts()) == "种子少于 3 个，旋钮的好坏不作判断"
+    assert brief({}, Verdicts()) == ""
+    assert "另有 1 个两端的取值与基线差异显著" in brief({"块数": deep, "甲": deep}, Verdicts(), most=1)
+
+
+def test_a_higher_mean_that_the_correction_took_back_is_not_called_unproved():
+    (family,) = families(study(blocks1=0.807, blocks6=0.80)).values()
+    verdicts = Verdicts()
+    noise = [((f"甲 {i}", "乙"), *([run(knobs.BASE, seed + 9 * i + at, 0.8) for seed in range(3)] for at in (0, 300)))
+             for i in range(1, 10)]  # fmt: skip
+    verdicts.judge([(("块数 1", "块数 6"), family["块数 1"], family["块数 6（基线）"]), *noise])
+    test = verdicts.against_baseline(family)["块数 1"]
+    assert test.low > 0 and test.verdict == "证据不足"
+    assert conclude("块数", family, verdicts).endswith("计算量是基线的 17 %，均值还更高，但校正后不显著。")
 
 
 def test_a_lead_by_chance_is_likelier_the_smaller_it_is():
@@ -116,10 +137,10 @@ def test_one_setting_of_one_seed_does_not_silence_the_others():
     said = conclude("块数", family, Verdicts())
     assert "选出的是块数 6（基线）" in said and "显著更低的是块数 1（低" in said  # though block 4's one seed is higher
     assert "种子少于 3 个、不作判断的是块数 4（高 4.9" in said
-    words = answer({"块数": family}, Verdicts())
+    words, _ = answer({"块数": family}, Verdicts())
     assert words.startswith("各旋钮两端的取值与基线相比") and "不作判断" not in words
     (few,) = families(study(seeds=1, blocks1=0.60, blocks6=0.80)).values()
-    assert "注意力头数的种子少于 3 个，不作判断" in answer({"块数": family, "注意力头数": few}, Verdicts())
+    assert "注意力头数的种子少于 3 个，不作判断" in answer({"块数": family, "注意力头数": few}, Verdicts())[0]
 
 
 def test_one_seed_never_decides():
@@ -127,8 +148,8 @@ def test_one_seed_never_decides():
     said = conclude("块数", family, Verdicts())
     assert "种子少于 3 个、不作判断的是块数 1（低" in said and "分不出" not in said and "只有 1 个种子" in said
     assert "显著" not in said and "最省" not in said  # nothing was shown, so nothing is recommended
-    words = answer({"块数": family}, Verdicts())
-    assert words.startswith("种子少于 3 个，旋钮的好坏不作判断；") and "相差 6.0 倍" in words
+    words, price = answer({"块数": family}, Verdicts())
+    assert words == "种子少于 3 个，旋钮的好坏不作判断。" and "相差 6.0 倍" in price
 
 
 def test_what_validation_chose_may_lose_on_the_test_images():

@@ -16,7 +16,7 @@ from PIL import Image
 from toy import CPU, PLAIN, VIT
 
 from vitlib import __version__, checkpoint, cli, evaluate, plans, recipes, store, weights
-from vitlib.data import load, load_images
+from vitlib.data import Dataset, TestSet, TrainSet, load, load_images
 from vitlib.data.names import CIFAR10_CHINESE, CIFAR10_ENGLISH
 from vitlib.engine import Trainer
 from vitlib.plans import Entry, Profile
@@ -177,6 +177,10 @@ WRONG = [
     ("train tiny --data nothing", "nothing"),
     ("train tiny --data DATA --save FILE/w.safetensors", "不能写入"),
     ("train tiny --data DATA --half", "同时给出 --save"),
+    ("train tiny --data DATA --save HERE/taken.safetensors", "已有的文件夹"),
+    ("train tiny --data DATA --save HERE/w.pt", "以 .safetensors 结尾"),
+    ("export light --data DATA --out FILE/light.onnx", "不能写入"),
+    ("train tiny --data DATA --json=1", "--json 不带值"),
     ("sweep 7.7 --profile tiny --data DATA", r"7\.7.*2\.1"),
     ("sweep 9.9 --profile huge --data DATA", r"huge.*quick"),
     ("sweep 9.9 --profile tiny --data DATA --budget soon", r"soon.*9m"),
@@ -201,6 +205,7 @@ WRONG = [
 @pytest.mark.parametrize(("line", "message"), WRONG)
 def test_an_error_is_one_chinese_sentence_on_standard_error(line, message, pictures, tmp_path, capsys):
     (tmp_path / "file.txt").write_text("not what you think")
+    (tmp_path / "taken.safetensors").mkdir()
     places = {"DATA": pictures, "HERE": tmp_path, "FILE": tmp_path / "file.txt"}
     arguments = [
         re.sub("^(DATA|HERE|FILE)", lambda m: str(places[m[1]]), word).replace("/", os.sep) for word in line.split()
@@ -424,6 +429,19 @@ def cifar_model(tmp_path):
     (tmp_path / "weights").mkdir()
     save_weights(tmp_path / "weights" / "best.safetensors", model.state_dict(), record)
     return model
+
+
+def test_a_model_is_evaluated_on_the_test_images_of_a_named_data_set(cifar_model, monkeypatch, capsys):
+    part = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8), torch.arange(20) % 10
+    for names in (CIFAR10_CHINESE, tuple("abcdefghij")):
+        made = Dataset.of("course", TrainSet(*part), TestSet(*part), names, "made up")
+        monkeypatch.setattr("vitlib.data.load", lambda source, made=made: made)
+        status = cli.main(["evaluate", "best", "--data", "course", "--json"])
+        captured = capsys.readouterr()
+        if names == CIFAR10_CHINESE:
+            assert status == 0 and json.loads(captured.out)["images"] == 20
+        else:
+            assert status == 2 and "类别或图像大小" in captured.err
 
 
 NAMINGS = {"number": [*map(str, range(10))], "English": CIFAR10_ENGLISH, "Chinese": CIFAR10_CHINESE}

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +166,45 @@ def test_an_export_replaces_the_one_before(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("not ours to touch")
     assert export(trained, keys(trained), tmp_path) == []
     assert {path.name for path in tmp_path.iterdir()} == {"runs-0.zip", "mine.txt"}
+
+
+def test_where_there_is_nothing_to_pack_an_export_before_stays(trained, tmp_path):
+    export(trained, keys(trained), tmp_path)
+    (tmp_path / "runs-2023.zip").write_bytes(b"not ours")
+    assert export(trained, [], tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"runs-0.zip", "runs-2023.zip"}
+
+
+def test_a_full_disk_leaves_the_export_before(trained, tmp_path, monkeypatch):
+    assert export(trained, keys(trained), tmp_path) == []
+    before = (tmp_path / "runs-0.zip").read_bytes()
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exchange.checkpoint, "write_atomic", full)
+    with pytest.raises(OSError, match="No space"):
+        export(trained, keys(trained), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs-0.zip"]
+    assert (tmp_path / "runs-0.zip").read_bytes() == before
+
+
+def test_a_checkpoint_that_grows_while_it_is_packed_is_packed_whole(tmp_path, elsewhere, monkeypatch):
+    store = Store(tmp_path / "runs", tmp_path / "published")
+    path = store.root / f"{KEYS[0]}.work" / "checkpoint.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"c" * 1000)
+    read = Path.read_bytes
+
+    def grown(self):
+        if self == path:
+            path.write_bytes(b"d" * 2000)
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", grown)
+    assert export(store, KEYS[:1], tmp_path / "out") == []
+    with zipfile.ZipFile(tmp_path / "out" / "runs-0.zip") as archive:
+        assert archive.read(f"{KEYS[0]}.work/checkpoint.safetensors") == b"d" * 2000
 
 
 # --- arriving -------------------------------------------------------------------------------------

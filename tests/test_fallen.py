@@ -20,7 +20,9 @@ def run(share: float, seed: int) -> SimpleNamespace:
 
 
 def test_a_comparison_with_a_collapsed_run_has_no_verdict_and_others_keep_theirs():
-    runs = {name: [run(share, seed) for seed in range(3)] for name, share in (("基线", 0.8), ("很好", 0.95), ("坏", 0.1))}
+    runs = {
+        name: [run(share, seed) for seed in range(3)] for name, share in (("基线", 0.8), ("很好", 0.95), ("坏", 0.1))
+    }
     found = compare_table({name: [each.predicted == LABELS for each in group] for name, group in runs.items()}, "基线")
     table = frame(found, [[runs[name] for name in row.names] for row in found])
     assert list(table.columns)[-1] == "结论"

@@ -72,6 +72,9 @@ def test_the_joint_figure_names_the_front_and_nothing_else():
     np.testing.assert_allclose(drawn[-1], (20, 100 * np.mean(data["accuracies"][0])))
     assert len({round(x, 6) for x, _ in drawn}) == len(data)  # those of equal cost stand side by side
     assert drawn[:, 0] == pytest.approx(data["flops"][::-1], rel=0.08)
+    hollow = fig.axes[0].collections[2:]  # the setting of one seed, and no other
+    assert len(hollow) == 1 and hollow[0].get_facecolor()[0].tolist() == [1, 1, 1, 1]
+    np.testing.assert_allclose(hollow[0].get_offsets(), drawn[-1:])
 
 
 def test_repeated_trainings_stand_about_their_mean_with_the_printed_best_among_them():
@@ -113,7 +116,7 @@ def test_the_inside_as_pictures():
     similarity = torch.rand(16, 16)
     made = [
         figures.distances(torch.rand(6, 4), 16.0),
-        figures.importance(torch.rand(6, 4) - 0.3, torch.rand(6), torch.rand(6) / 50),
+        figures.importance(torch.rand(6, 4) / 50 - 0.01, torch.rand(6), torch.full((6, 4), 0.02), torch.rand(6) / 50),
         figures.likeness(torch.rand(6, 6), torch.linspace(0.1, 0.9, 6)),
         figures.places(similarity),
     ]
@@ -124,6 +127,9 @@ def test_the_inside_as_pictures():
     assert np.isnan(np.ma.filled(tiles, np.nan)[4]).all()
     heads = made[1].axes[0].collections[0].get_array()
     assert heads.shape == (6, 4) and made[1].axes[1].patches[0].get_width() >= 0
+    assert made[1].axes[0].collections[0].get_clim() == pytest.approx((-8, 8))  # four standard errors: noise is pale
+    red, _, blue, _ = made[1].axes[0].collections[0].cmap(1.0)
+    assert red > blue and len(made[1].axes) == 3  # a fall is red, and a bar says so
 
 
 def test_attention_can_be_asked_by_image_block_and_head():

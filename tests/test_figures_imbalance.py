@@ -74,25 +74,36 @@ def test_reliability_pools_the_seeds():
 
 def test_a_method_keeps_its_colour_in_both_panels_and_gaps_stay_open():
     ours = pd.DataFrame({10: {"甲": 80.0, "乙": 82.0}, 100: {"甲": 50.0, "乙": np.nan}})
-    fig = figures_imbalance.against_factor(
-        {"本项目": ours, "已发表": ours.loc[["乙"]]}, "甲", {"本项目": {("甲", 100)}}
-    )
+    fig = figures_imbalance.against_factor({"本项目": ours, "已发表": ours.loc[["乙"]]}, "甲", {}, {})
     left, right = ({line.get_label(): line for line in ax.lines if line.get_label() in ours.index} for ax in fig.axes)
     assert [ax.get_title() for ax in fig.axes] == ["本项目", "已发表"]
     assert len(left["乙"].get_xdata()) == 1 and len(left["甲"].get_xdata()) == 2
     assert left["乙"].get_color() == right["乙"].get_color() != left["甲"].get_color()
-    hollow = [line for line in fig.axes[0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
-    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in hollow] == [([100], [50])]
+
+
+def test_points_of_few_seeds_are_hollow_and_collapsed_ones_are_crosses():
+    ours = pd.DataFrame({10: {"甲": 80.0, "乙": 82.0}, 100: {"甲": 50.0, "乙": 40.0}})
+    few, fallen = {("甲", 100), ("乙", 10), ("乙", 100)}, {("乙", 100)}
+    fig = figures_imbalance.against_factor({"本项目": ours, "已发表": ours}, "甲", {"本项目": few}, {"本项目": fallen})
+    for ax, hollow, crosses in zip(fig.axes, ({(100, 50), (10, 82)}, set()), ({(100, 40)}, set()), strict=True):
+        points = [line for line in ax.lines if line.get_marker() not in ("None", "")]
+        assert len(points) == 4
+        at = {line: (line.get_xdata()[0], line.get_ydata()[0]) for line in points}
+        assert {at[line] for line in points if line.get_markerfacecolor() == "white"} == hollow
+        assert {at[line] for line in points if line.get_marker() == "x"} == crosses
 
 
 def test_many_methods_share_rows_of_six_with_the_base_and_differ_in_each():
     methods = list("甲乙丙丁戊己庚辛壬癸子丑")
-    fig = figures_imbalance.against_factor({"本项目": pd.DataFrame({100: [50.0] * 12}, methods)}, "甲", {})
-    shown = [[line for line in ax.lines if line.get_label() in methods] for ax in fig.axes]
-    assert ["".join(line.get_label() for line in lines) for lines in shown] == ["甲乙丙丁戊己庚", "甲辛壬癸子丑"]
-    for lines in shown:  # at one factor they stand side by side
-        assert len({line.get_xdata()[0] for line in lines}) == len(lines)
-        assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines)
+    fig = figures_imbalance.against_factor({"本项目": pd.DataFrame({100: [50.0] * 12}, methods)}, "甲", {}, {})
+    keys = [ax.get_legend().legend_handles for ax in fig.axes]
+    assert ["".join(key.get_label() for key in row) for row in keys] == ["甲乙丙丁戊己庚", "甲辛壬癸子丑"]
+    for ax, row in zip(fig.axes, keys, strict=True):
+        points = [line for line in ax.lines if line.get_marker() not in ("None", "")]
+        assert len({line.get_xdata()[0] for line in points}) == len(points) == len(row)  # side by side at one factor
+        assert [(p.get_color(), p.get_marker()) for p in points] == [(k.get_color(), k.get_marker()) for k in row]
+        assert len({key.get_marker() for key in row}) == len(row)
+    assert len({key.get_color() for row in keys for key in row}) == len(methods)  # a colour is one method's throughout
 
 
 def test_classes_stand_by_falling_size_and_likeness_in_bins():
@@ -100,6 +111,7 @@ def test_classes_stand_by_falling_size_and_likeness_in_bins():
         {"甲": np.array([1.0, 2.0, 3.0])}, ["a", "b", "c"], np.array([5, 9, 7]), "y"
     ).axes
     assert ax.lines[0].get_ydata().tolist() == [2.0, 3.0, 1.0]
+    assert ax.get_yscale() == "linear" and ax.get_ylim()[0] == 0 and "验证" in ax.get_xlabel()
     apart = np.arange(100.0)
     (ax,) = figures_imbalance.likeness({"甲": mechanism.in_bins(apart, -apart)}).axes
     assert ax.lines[0].get_xdata() == pytest.approx(np.arange(4.5, 100, 10))

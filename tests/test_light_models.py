@@ -112,6 +112,14 @@ def test_the_results_of_a_token_are_weighted_to_one():
     torch.testing.assert_close(result, tokens)
 
 
+def test_without_blocks_there_is_nothing_to_halt_and_the_image_still_counts():
+    model, plain = build("a_vit", num_layers=0), build("vit", num_layers=0)
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for mode in (True, False):
+            torch.testing.assert_close(model.train(mode)(images()), plain.train(mode)(images()))
+
+
 # ------------------------------------------------------------ training
 
 

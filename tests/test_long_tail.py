@@ -28,6 +28,6 @@ def test_an_uneven_set_gives_what_it_can_and_never_an_empty_class():
 
 
 def test_a_bad_factor_is_refused():
-    for arguments in ((0.5,), (10, "linear")):
+    for arguments in ((0.5,), (float("inf"),), (float("nan"),), (10, "linear")):
         with pytest.raises(UserError, match="不平衡"):
             long_tail(toy(), *arguments)

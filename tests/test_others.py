@@ -159,7 +159,10 @@ def test_the_validation_split_ranks_whole_recipes_at_full_length_by_the_mean_of_
     found = others.on_validation([mild, small, short, failed, of_test, varied])
     assert list(found) == ["cpu-varied（40 轮）", "cpu-mild（16 轮）"] and found["cpu-mild（16 轮）"] is mild
     told = others.chosen_told(found, "cpu-varied（40 轮）")
-    assert "最高的是 cpu-varied（40 轮），92.5 %，best 就归它；其次是 cpu-mild（16 轮），90.0 %（两者准确率之差的判定是证据不足）。" in told
+    assert (
+        "最高的是 cpu-varied（40 轮），92.5 %，best 就归它；其次是 cpu-mild（16 轮），90.0 %（两者准确率之差的判定是证据不足）。"
+        in told
+    )
     (gap,) = others.behind(found)
     assert gap.names == ("cpu-mild（16 轮）", "cpu-varied（40 轮）") and round(100 * gap.difference, 1) == -2.5
     assert "best 还是 cpu-mild（16 轮），尚未换成它" in others.chosen_told(found, "cpu-mild（16 轮）")

@@ -63,9 +63,14 @@ def runs():
 def assert_no_text_overlaps(fig):
     """No two texts of the drawn figure touch, and none leaves it (the legend's own layout included)."""
     fig.canvas.draw()
-    texts = [text for text in fig.findobj(plt.Text) if text.get_visible() and text.get_text().strip()]
-    renderer = fig.canvas.get_renderer()
     # Tick labels outside the axis limits exist but are not drawn.
+    beyond = {
+        tick.label1 for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }  # fmt: skip
+    texts = [text for text in fig.findobj(plt.Text) if text.get_visible() and text.get_text().strip()]
+    texts = [text for text in texts if text not in beyond]
+    renderer = fig.canvas.get_renderer()
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
     boxes = [(text, box) for text, box in boxes if fig.bbox.padded(1).overlaps(box)]
     assert len(boxes) > 3
@@ -254,25 +259,33 @@ def test_no_text_runs_into_another(names):
         assert_no_text_overlaps(fig)
 
 
-def test_each_setting_has_a_panel_beside_the_baseline_and_all_share_their_axes():
-    base = [run(0.5, seed, epochs=8) for seed in range(2)]
-    groups = {
-        name: [run(0.9, 0, epochs=8)]
-        for name in ("图像块大小 2", "头数 1", "头数 16", "嵌入维数（FFN 随之）64", "块数 1")
-    }
-    fig = panels.knob_curves(groups, base)
-    shown = [ax for ax in fig.axes if ax.get_visible()]
-    assert [ax.get_title() for ax in shown] == list(groups) and len(fig.axes) == 8
-    assert len({ax.get_ylim() for ax in shown}) == 1 and shown[0].get_ylim()[1] > 85
-    for ax in shown:
-        first, second = ax.lines[:2]
-        assert (first.get_color(), first.get_linestyle()) == (shown[0].lines[0].get_color(), "-")
-        np.testing.assert_allclose(first.get_ydata()[-1], 50)
-        assert second.get_ydata()[-1] == pytest.approx(90) and second.get_color() != first.get_color()
-    assert legend_words(fig)[1:] == ["基线", "标题所示的设置"]
+def test_a_knobs_values_share_a_panel_from_light_to_dark_and_the_baseline_stands_out():
+    base = [run(0.5, seed, epochs=8) for seed in range(3)]
+    depths = {"1": [run(0.3, 0, epochs=8)], "6（基线）": base, "12": [run(0.9, seed, epochs=8) for seed in range(3)]}
+    fig = panels.knob_curves({"块数": depths, "嵌入维数（FFN 随之）": {"256（基线）": base}})
+    ax, losses, *_ = fig.axes
+    assert len(fig.axes) == 4 and ax.get_title(loc="left") == "块数"
+    assert [each.get_ylabel() for each in fig.axes] == ["验证准确率 / %", "训练损失"] * 2
+    assert ax.get_ylim() == fig.axes[2].get_ylim() != losses.get_ylim()
+    assert [line.get_ydata()[-1] for line in ax.lines] == pytest.approx([30, 50, 90])
+    light, base_line, dark = (np.dot((0.3, 0.6, 0.1), to_rgb(line.get_color())) for line in ax.lines)
+    assert light > base_line > dark
+    assert [line.get_marker() for line in ax.lines] == ["None", "o", "None"] and len(ax.collections) == 2  # bands
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["12", "6（基线）", "1（1 个种子）"]
     assert_no_text_overlaps(fig)
     with pytest.raises(UserError, match="旋钮"):
-        panels.knob_curves({}, base)
+        panels.knob_curves({})
+
+
+def test_choices_that_have_no_order_differ_in_colour_and_dash_two_to_a_row():
+    choices = {"批归一化": [run(0.6, 0, failed_at=9)], "RMS": [run(0.4, 0)], "层归一化（基线）": [run(0.5, 0)]}
+    fig = panels.knob_curves({"归一化": choices, "池化": choices, "缩放": choices}, ["accuracy"])
+    assert len(fig.axes) == 4 and not fig.axes[3].get_visible() and len({ax.get_ylim() for ax in fig.axes[:3]}) == 1
+    drawn = fig.axes[2].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 3 and drawn[2].get_linestyle() == "-"
+    words = [text.get_text() for text in fig.axes[2].get_legend().get_texts()]
+    assert words == ["层归一化（基线）", "RMS", "批归一化（训练中止）"]
+    assert_no_text_overlaps(fig)
 
 
 def test_merged_patches_show_their_mean_and_white_lines_between():

@@ -218,6 +218,11 @@ REFUSED = [
     ({"augment": {"resized_crop": 0.5}}, "类型不对.*float"),
     ({"loss_args": {"label_smoothing": "a"}}, "label_smoothing='a'|类型不对"),
     ({"posthoc": {"kind": "tau_norm", "tau": "a"}}, "类型不对.*str"),
+    ({"name": "my cpu"}, "'my cpu'.*不能有空格"),
+    ({"name": "cpu（试）"}, "cpu（试）"),
+    ({"loss": "ldam", "augment": {"mixup": 0.8}}, "ldam.*去掉 mixup"),
+    ({"model": "mae", "objective": "mae", "teacher": Recipe()}, "都是分类模型"),
+    ({"teacher": Recipe(normalize="none")}, "normalize 相同"),
     (
         {"model": "a_vit", "model_args": {"distill_token": True}, "teacher": Recipe(), "distill": {"kind": "token"}},
         "模型 vit 的 distill_token",

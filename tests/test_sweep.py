@@ -53,6 +53,14 @@ def test_a_plan_names_each_run_once_in_the_order_of_tiers(section, name):
     assert len(set(runs)) == len(runs)
     names = [(job.recipe.name, job.seed) for job in todo]
     assert len(set(names)) == len(names)
+    tables = SECTIONS.values() if section == "all" else [SECTIONS[section]]
+    wanted: dict[str, int] = {}  # the earliest tier in which any entry of the plan wants a run
+    for entry in (entry for table in tables for entry in table):
+        for seed in range(PROFILES[name].seeds):
+            if PROFILES[name].takes(entry, seed):
+                key = PROFILES[name].fit(entry.recipe).key(seed, f"{entry.factor}")
+                wanted[key] = min(wanted.get(key, 99), entry.tier_of(seed))
+    assert wanted == {key: job.tier for key, job in zip(runs, todo, strict=True)}
 
 
 def test_the_whole_plan_holds_every_section():

@@ -64,10 +64,14 @@ def build_parser() -> Parser:
 
     sub = command("evaluate", commands.evaluate, "在一批按类别分好文件夹的图像上评估模型")
     sub.add_argument("model", metavar="模型", help="已发布的名字（如 best）或权重文件")
-    sub.add_argument("--data", required=True, metavar="路径", help="文件夹或 zip；类别以编号或名字命名")
+    sub.add_argument(
+        "--data", required=True, metavar="路径", help="文件夹或 zip（类别以编号或名字命名），或 course 等数据的测试集"
+    )
 
     sub = command("predict", commands.predict, "识别图像")
-    sub.add_argument("images", nargs="+", type=Path, metavar="图像", help="图像文件，JPEG、PNG、WEBP 或 BMP，大小不限")
+    sub.add_argument(
+        "images", nargs="+", type=Path, metavar="图像", help="图像文件，JPEG、PNG、WEBP 或 BMP，至多 6,700 万像素"
+    )
     sub.add_argument("--model", default="best", metavar="模型", help="已发布的名字或权重文件，默认 best")
 
     sub = command("bench", commands.measure, "与其他实现比较速度（需要源码仓库和 bench 附加依赖）")
@@ -128,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"错误：这个子命令要用的 {error.name} 没有安装；请照 README 安装环境（make setup）。", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("已中断；若在训练，再次运行会从上一个检查点接着做。", file=sys.stderr)
+        print("已中断；若在训练，再次运行会从上一个检查点（约每分钟一个）接着做。", file=sys.stderr)
         return 130
     return 0
 

@@ -42,6 +42,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_named(options.recipe)
     if options.half and not options.save:
         raise UserError("--half 说的是 --save 存下的权重；请同时给出 --save，或去掉 --half。")
+    if options.save and options.save.suffix != ".safetensors":
+        raise UserError(f"--save 存的是 safetensors 文件，{options.save} 的名字须以 .safetensors 结尾。")
     _ready(options.save)
     epochs = () if options.epochs is None else tuple((model, options.epochs) for model in ("original", "vit"))
     profile = Profile("train", options.images, None, epochs)
@@ -118,12 +120,15 @@ def runs(options: argparse.Namespace) -> dict[str, Any]:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a model on a folder or zip of classes."""
-    from vitlib.data import load_images
+    from vitlib.data import SOURCES, load_images
     from vitlib.use import evaluate_images
     from vitlib.weights import load_trained
 
     trained = load_trained(options.model)
-    images = load_images(Path(options.data), trained.class_names, image_size=trained.image_size)
+    data = _load(options, cut=False) if options.data in SOURCES else None
+    if data and (data.class_names, data.image_size) != (trained.class_names, trained.image_size):
+        raise UserError(f"模型 {options.model} 的类别或图像大小与数据 {options.data} 的不同，不能在其上评估。")
+    images = data.test if data else load_images(Path(options.data), trained.class_names, image_size=trained.image_size)
     result = evaluate_images(trained, images)
     if not options.json:
         print(f"准确率 {100 * result['accuracy']:.2f} %（{result['images']:,} 张图像）")
@@ -149,8 +154,11 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib.light.export import export
     from vitlib.weights import load_trained
 
-    data, out = _load(options, cut=False), options.out or Path(f"{Path(options.model).stem}.onnx")
-    facts = export(load_trained(options.model), data, out, int8=options.int8)
+    out = options.out or Path(f"{Path(options.model).stem}.onnx")
+    _ready(out)
+    trained, data = load_trained(options.model), _load(options, cut=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    facts = export(trained, data, out, int8=options.int8)
     for row in [] if options.json else facts["files"]:
         same = f"{100 * row['same_answers']:.2f} %"
         print(f"{row['path']}\t{row['bytes']:,} 字节\t{facts['images']:,} 张图像中 {same} 答案相同")
@@ -197,8 +205,8 @@ def _load(options: argparse.Namespace, cut: bool = True) -> Any:
 def _ready(path: Path | None) -> None:
     """Refuse a place where nothing can be written before the work, not after it."""
     there = path and next(folder for folder in path.absolute().parents if folder.exists())
-    if there and not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(f"{there} 里不能写入，{path} 存不下来；请换一个位置，或检查权限。")
+    if there and path and (path.is_dir() or not (there.is_dir() and os.access(there, os.W_OK))):
+        raise UserError(f"{path} 是已有的文件夹，或者 {there} 里不能写入；请换一个文件名或位置，或检查权限。")
 
 
 def _seconds(text: str | None) -> float | None:

@@ -49,18 +49,10 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        seed: int,
-        data: Dataset,
-        device: torch.device,
-        folder: Path,
-        start: Mapping[str, Tensor] | None = None,
-        teacher: nn.Module | None = None,
-        deadline: float | None = None,
-        show: bool = True,
-        compile_from: int = COMPILE_FROM,
-    ) -> None:
+        self, recipe: Recipe, seed: int, data: Dataset, device: torch.device, folder: Path,
+        start: Mapping[str, Tensor] | None = None, teacher: nn.Module | None = None, deadline: float | None = None,
+        show: bool = True, compile_from: int = COMPILE_FROM,
+    ) -> None:  # fmt: skip
         self.recipe, self.seed, self.data, self.device = recipe, seed, data, device
         self.folder, self.deadline, self.show = folder, deadline, show
         self.choose_images()

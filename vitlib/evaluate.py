@@ -18,14 +18,9 @@ def autocast(device: torch.device, precision: str = "auto") -> contextlib.Abstra
 
 @torch.no_grad()
 def predict(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    images: Tensor,
-    *,
-    device: torch.device,
-    normalize: str = "half",
-    batch_size: int = 500,
-    precision: str = "auto",
-) -> Tensor:
+    model: nn.Module | Callable[[Tensor], Tensor], images: Tensor, *, device: torch.device, normalize: str = "half",
+    batch_size: int = 500, precision: str = "auto",
+) -> Tensor:  # fmt: skip
     """Return float32 logits (N, K), on the CPU, of uint8 images (N, C, H, W).
 
     The model must be in evaluation mode already. ``normalize`` as in :func:`vitlib.augment.to_float`.

@@ -33,19 +33,19 @@ def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
     """Pack runs into at most 8 zips of at most 16 MiB, 64 MiB together, and return what did not fit.
 
     Records go first, then weights, then the checkpoints of runs under way; a file too large for a zip goes in
-    parts, all of them or none. ``keys`` gives the runs in the order of their importance.
+    parts, all of them or none. ``keys`` gives the runs in the order of their importance. Zips of an earlier export
+    go when the new ones are all written; they stay where there is nothing to pack.
     """
     keys = [*dict.fromkeys(keys)]
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("runs-*.zip"):
-        old.unlink()
     files = "{}/record.json", "{}/weights.safetensors", "{}.work/checkpoint.safetensors"
     wanted = [store.root / name.format(key) for name in files for key in keys]
     packs: list[dict[str, bytes]] = [{} for _ in range(MOST_FILES)]
     room = [FILE_BYTES - _HEADER] * MOST_FILES
     left_out, left = [], TOTAL_BYTES
     for path in filter(Path.exists, wanted):
-        name, size = path.relative_to(store.root).as_posix(), path.stat().st_size
+        # read at once: a training under way may put another checkpoint in its place
+        name, size = path.relative_to(store.root).as_posix(), len(content := path.read_bytes())
         cuts = [*range(0, size, FILE_BYTES - 2 * _HEADER), size] if size else [0, 0]
         free, places = [*room], []
         for start, end in pairwise(cuts):
@@ -57,11 +57,16 @@ def export(store: Store, keys: Sequence[str], folder: Path) -> list[str]:
         if len(places) < len(cuts) - 1 or needed > left:
             left_out.append(f"{name}（{size / 2**20:.1f} MiB）")
             continue
-        room, left, content = free, left - needed, path.read_bytes()
+        room, left = free, left - needed
         for i, (place, (start, end)) in enumerate(zip(places, pairwise(cuts), strict=True)):
             packs[place][f"{name}.{i}of{len(places)}" if len(places) > 1 else name] = content[start:end]
-    for i, pack in enumerate(filter(None, packs)):
-        checkpoint.write_atomic(folder / f"runs-{i}.zip", _zip(pack))
+    with TemporaryDirectory(dir=folder) as ready:
+        for i, pack in enumerate(filter(None, packs)):
+            checkpoint.write_atomic(Path(ready) / f"runs-{i}.zip", _zip(pack))
+        for old in folder.glob("runs-[0-7].zip") if any(packs) else ():
+            old.unlink()
+        for new in Path(ready).iterdir():
+            new.rename(folder / new.name)
     return left_out
 
 

@@ -148,15 +148,9 @@ class Loss(nn.Module):
 
 
 def build_loss(
-    name: str,
-    class_counts: Sequence[int],
-    *,
-    weighting: str = "none",
-    beta: float = 0.999,
-    mining: str = "none",
-    keep: float = 0.5,
-    **args: Any,
-) -> Loss:
+    name: str, class_counts: Sequence[int], *, weighting: str = "none", beta: float = 0.999, mining: str = "none",
+    keep: float = 0.5, **args: Any,
+) -> Loss:  # fmt: skip
     """The loss ``name`` for classes of ``class_counts`` training images: a module (logits, target) -> scalar.
 
     ``name`` and its own arguments ``args``: ``cross_entropy`` (label_smoothing), ``focal`` (gamma), ``ldam``

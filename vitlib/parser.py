@@ -8,6 +8,7 @@ MESSAGES = (  # argparse's own errors, told in Chinese
     (r"the following arguments are required: (.*)", r"缺少参数：\1"),
     (r"argument (.*?): invalid choice: (.*?) \(choose from (.*)\)", r"参数 \1 不能是 \2；可选：\3"),
     (r"argument (.*?): expected .*", r"参数 \1 后面缺少值"),
+    (r"argument (.*?): ignored explicit argument (.*)", r"参数 \1 不带值，去掉 \2"),
     (r"argument (.*?): invalid (.*?) value: (.*)", r"参数 \1 的值 \3 不合要求"),
     (r"unrecognized arguments: (.*)", r"不认识的参数：\1"),
 )

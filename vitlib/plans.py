@@ -256,5 +256,6 @@ def jobs(section: str, profile: Profile) -> list[Job]:
         for seed in range(profile.seeds):
             if profile.takes(entry, seed):
                 job = Job(profile.fit(entry.recipe), seed, entry.tier_of(seed), entry.label, entry.factor)
-                found.setdefault(job.recipe.key(seed, f"{job.factor}"), job)
+                key = job.recipe.key(seed, f"{job.factor}")
+                found[key] = min(found.get(key, job), job, key=lambda each: each.tier)  # whichever wants it first
     return sorted(found.values(), key=lambda job: job.tier)

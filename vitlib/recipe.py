@@ -7,6 +7,7 @@ old records stay valid when a switch is added.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
@@ -98,6 +99,8 @@ class Recipe:
             raise UserError(f"配方 {self.name} 有一个设定的类型不对，请对照文档改正：{error}") from error
 
     def _check(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name):  # it becomes the name of a file
+            raise UserError(f"配方的名字 {self.name!r} 只能有文字、数字、“_”、“.”与“-”，不能有空格与别的符号。")
         for spec in fields(self):
             choices = get_args(spec.type) if get_origin(spec.type) is Literal else ()
             if choices and getattr(self, spec.name) not in choices:
@@ -120,6 +123,8 @@ class Recipe:
         # each refuses what it does not know by name: better now than after an hour of the sweep
         check_arguments(self.model, self.model_args)
         build_loss(self.loss, (1,), **self.loss_args)
+        if self.loss == "ldam" and (self.augment.get("mixup") or self.augment.get("cutmix")):
+            raise UserError(f"配方 {self.name}：ldam 的间隔随类别而定，不接受混合的标签；请去掉 mixup 与 cutmix。")
         if self.posthoc:
             PostHoc.given(self.posthoc)
             if self.transfer != "all" or self.model_args.get("distill_token"):
@@ -150,8 +155,9 @@ class Recipe:
                     f"配方 {self.name} 要看验证集，而先训练的 {start.name} 用验证集里的图像训练；"
                     "请让它也用 protocol='study'。"
                 )
-        if (known := self.teacher) and (known.objective, known.normalize) != ("classify", self.normalize):
-            raise UserError(f"配方 {self.name} 的教师 {known.name} 须是分类模型，且 normalize 与学生相同。")
+        known = self.teacher
+        if known and (known.normalize != self.normalize or {known.objective, self.objective} != {"classify"}):
+            raise UserError(f"配方 {self.name} 与它的教师 {known.name} 须都是分类模型，且 normalize 相同。")
 
     def but(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; mappings (``model_args`` and the like) are merged.

@@ -158,7 +158,7 @@ def read_record(path: Path, published: bool) -> Run:
         expected = run.recipe.key(run.seed, run.data["fingerprint"], run.numerics)
         genuine = record["format"] == FORMAT and expected == run.key
         if not re.fullmatch(r"[\w.-]+", run.name) or type(run.seed) is not int:  # they become a file's name
-            raise ValueError(f"名字 {run.name!r} 或种子 {run.seed!r} 不合规定")
+            raise ValueError(f"名字 {run.name!r} 或种子 {run.seed!r} 不合规定：名字只能有文字、数字、“_”、“.”与“-”")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, zlib.error, UserError) as error:
         raise UserError(f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。") from error
     if not genuine:

@@ -59,16 +59,9 @@ class Store:
         return None
 
     def get(
-        self,
-        recipe: Recipe,
-        seed: int,
-        data: Dataset,
-        *,
-        device: torch.device | None = None,
-        deadline: float | None = None,
-        show: bool = True,
-        weights: bool = False,
-    ) -> Run:
+        self, recipe: Recipe, seed: int, data: Dataset, *, device: torch.device | None = None,
+        deadline: float | None = None, show: bool = True, weights: bool = False,
+    ) -> Run:  # fmt: skip
         """Return the finished run, training it (and the run it starts from) when it is missing.
 
         Raises vitlib.state.OutOfTime at ``deadline`` (a ``time.monotonic()`` moment), UserError when the

@@ -70,14 +70,9 @@ def missing(todo: Sequence[Job], data: Dataset, store: Store) -> list[Job]:
 
 
 def sweep(
-    todo: Sequence[Job],
-    data: Dataset,
-    store: Store,
-    *,
-    budget: float | None = None,
-    workers: int = 1,
+    todo: Sequence[Job], data: Dataset, store: Store, *, budget: float | None = None, workers: int = 1,
     show: bool = True,
-) -> Swept:
+) -> Swept:  # fmt: skip
     """Train the jobs that are missing, in order; stop cleanly when ``budget`` seconds are spent.
 
     A run that the budget interrupts keeps its checkpoint and is continued by the next sweep. ``workers``

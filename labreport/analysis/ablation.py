@@ -81,7 +81,7 @@ def value_text(title: str, run: "Run") -> str:
     """Return a run's value of the knob with this title, short enough to stand beside a point."""
     own = _arguments(run)
     names = WIDTHS[:1] if title == knobs.COUPLED else [n for n in own if titled([n]) in title.split("、")]
-    return "、".join(str(own[name]) for name in names)
+    return "、".join(str(knobs.WORDS.get(str(own[name]), own[name])) for name in names)
 
 
 def _labelled(names: tuple[str, ...], values: tuple[Any, ...]) -> str:
@@ -166,9 +166,8 @@ def conclude(title: str, family: "Family", verdicts: Verdicts) -> str:
         said += "各取值的计算量相同。"
     elif flops[cheapest] < flops[base]:
         share = f"计算量是基线的 {100 * flops[cheapest] / flops[base]:.0f} %"
-        known = {"等价": "，而且与基线等价", "较高": "，准确率还更高"}.get(
-            standing[cheapest], "，但还没有证明它与基线等价"
-        )
+        unproved = "，均值还更高，但校正后不显著" if judged[cheapest].low > 0 else "，但还没有证明它与基线等价"
+        known = {"等价": "，而且与基线等价", "较高": "，准确率还更高"}.get(standing[cheapest], unproved)
         said += f"没有被证明比基线更差的取值里，{cheapest}最省，{share}{known}。"
     elif standing:
         said += "没有被证明比基线更差的取值里，没有比基线更省的。"
@@ -184,32 +183,66 @@ def chance_of_lead(lead: float, deviation: float, settings: int, draws: int = 10
     return float(np.mean(ranked[:, -1] - ranked[:, -2] >= lead))
 
 
-def answer(families: "Mapping[str, Family]", verdicts: Verdicts) -> str:
-    """Return what the knobs are worth, as one Chinese paragraph: how their ends compare with the baseline, and cost."""
-    compared = {title: tests for title, family in families.items() if (tests := verdicts.against_baseline(family))}
-    if not compared:
-        return "本次没有可以比较的旋钮。"
-    costs = {title: [runs[0].flops for runs in _finished(families[title]).values()] for title in compared}
+def answer(families: "Mapping[str, Family]", verdicts: Verdicts) -> list[str]:
+    """Return what the knobs are worth and what they cost, as Chinese prose: how their ends compare, and the prices."""
+    ends = _ends(families, verdicts)
+    if not ends:
+        return ["本次没有可以比较的旋钮。"]
+    costs = {title: [runs[0].flops for runs in _finished(families[title]).values()] for title in ends}
     ratio = {title: max(flops) / min(flops) for title, flops in costs.items()}
     dear = sorted(costs, key=lambda title: -ratio[title])
-    told = [f"{title}相差 {ratio[title]:.1f} 倍" if ratio[title] > 1.05 else f"{title}几乎不改变它" for title in dear]
-    price = f"代价是确定的：计算量在所试的取值之间，{'，'.join(told)}。"
-    # the two ends of each knob: chosen by their values, not by their results
-    ends: list[stats.Comparison] = []
-    silent = []
-    for title, tests in compared.items():
-        enough = [label for label, runs in _finished(families[title]).items() if len(runs) >= stats.FEWEST_SEEDS]
-        judged = [tests[label] for label in dict.fromkeys((*enough[:1], *enough[-1:])) if label in tests]
-        if usable := [test for test in judged if min(test.seeds) >= stats.FEWEST_SEEDS]:
-            ends += usable
-        else:
-            silent.append(title)
-    if not ends:
-        return stats.spaced(f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断；{price}")
-    words = {"较高": "显著", "较低": "显著", "等价": "视为等价", "证据不足": "证据不足"}
-    gains = [f"{_gap(test)}，{words[test.verdict]}" for test in sorted(ends, key=lambda test: -abs(test.difference))]
-    rest = f"{'、'.join(silent)}的种子少于 {stats.FEWEST_SEEDS} 个，不作判断。" if silent else ""
-    return stats.spaced(f"各旋钮两端的取值与基线相比（p 值经 Holm 校正）：{'；'.join(gains)}。{rest}{price}")
+    prices = [f"{title}相差 {ratio[title]:.1f} 倍" if ratio[title] > 1.05 else f"{title}几乎不改变它" for title in dear]
+    price = stats.spaced(f"代价是确定的：计算量在所试的取值之间，{'，'.join(prices)}。")
+    tests = sorted((test for of_one in ends.values() for test in of_one), key=lambda test: -abs(test.difference))
+    if not tests:
+        return [f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断。", price]
+    told = [
+        f"{words}{'、'.join(same)}"
+        for verdict, words in VERDICTS.items()
+        if (same := [_gap(test) for test in tests if test.verdict == verdict])
+    ]
+    silent = "、".join(title for title, of_one in ends.items() if not of_one)
+    rest = f"{silent}的种子少于 {stats.FEWEST_SEEDS} 个，不作判断。" * bool(silent)
+    return [stats.spaced(f"各旋钮两端的取值与基线相比（p 值经 Holm 校正），{'；'.join(told)}。{rest}"), price]
+
+
+def brief(families: "Mapping[str, Family]", verdicts: Verdicts, most: int = 2) -> str:
+    """Return the answer in one Chinese sentence without a full stop: the ``most`` largest significant differences of
+    single knobs' ends from the baseline, and the knobs that show none; nothing where nothing can be compared."""
+    ends = {title: tests for title, tests in _ends(families, verdicts).items() if title != knobs.COUPLED}
+    clear = [(title, test) for title, tests in ends.items() for test in tests if test.verdict in ("较高", "较低")]
+    clear.sort(key=lambda item: -abs(item[1].difference))
+    parts = []
+    for title, test in clear[:most]:
+        span = (-test.high, -test.low) if test.difference < 0 else (test.low, test.high)
+        parts.append(
+            f"{test.names[0]}比 {test.names[1].removeprefix(title).strip()}{'低' if test.difference < 0 else '高'} "
+            f"{stats.points(abs(test.difference))} 个百分点（95 % 区间 [{', '.join(map(stats.points, span))}]），差异显著"
+        )
+    if len(clear) > most:
+        parts.append(f"另有 {len(clear) - most} 个两端的取值与基线差异显著")
+    found = {title: {test.verdict for test in tests} for title, tests in ends.items()}
+    alike = [title for title, kinds in found.items() if kinds == {"等价"}]
+    unseen = [title for title, kinds in found.items() if kinds and title not in alike and not kinds & {"较高", "较低"}]
+    parts += [f"{'、'.join(alike)}两端的取值与基线等价"] * bool(alike)
+    parts += [f"{'、'.join(unseen)}两端的取值没有看到显著的差别"] * bool(unseen)
+    if ends and not parts:
+        parts = [f"种子少于 {stats.FEWEST_SEEDS} 个，旋钮的好坏不作判断"]
+    return stats.spaced("；".join(parts))
+
+
+def _ends(families: "Mapping[str, Family]", verdicts: Verdicts) -> dict[str, list[stats.Comparison]]:
+    """Compare the ends of each knob that has a baseline with it: chosen by their values, not by their results.
+
+    Settings with too few seeds are no ends; a knob that has no others gets an empty list.
+    """
+    out = {}
+    for title, family in families.items():
+        if tests := verdicts.against_baseline(family):
+            enough = [label for label, runs in _finished(family).items() if len(runs) >= stats.FEWEST_SEEDS]
+            judged = [tests[label] for label in dict.fromkeys((*enough[:1], *enough[-1:])) if label in tests]
+            out[title] = [test for test in judged if min(test.seeds) >= stats.FEWEST_SEEDS]
+    return out
 
 
 def steps(family: "Family", verdicts: Verdicts) -> list[stats.Comparison]:

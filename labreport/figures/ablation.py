@@ -27,7 +27,7 @@ def costs(points: pd.DataFrame, images: int) -> Figure:
     """
     titles = list(dict.fromkeys(points["knob"]))
     fig, axes = plt.subplots(
-        len(titles), len(COLUMNS), figsize=(WIDTH, 1.4 * len(titles) + 0.4), layout="constrained",
+        len(titles), len(COLUMNS), figsize=(WIDTH, 1.25 * len(titles) + 0.4), layout="constrained",
         squeeze=False, sharey=True, sharex="col",
     )  # fmt: skip
     apart = 100 * np.ptp([np.mean(group) for group in points["accuracies"]]) / 4  # names closer than this would meet
@@ -64,7 +64,7 @@ def joint(points: pd.DataFrame, images: int) -> Figure:
 
     ``points``: as for :func:`costs`, each setting once, with the column ``label``, the baseline first: it lies on top,
     and settings that cost the same stand beside it in turn. A setting is on the front when none as cheap is as good.
-    Bars are 95 % intervals, from three seeds on; a white dot marks a setting of fewer.
+    Bars are 95 % intervals, from three seeds on; a setting of fewer is hollow.
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
     mean, half = _intervals(points["accuracies"], images)
@@ -76,8 +76,9 @@ def joint(points: pd.DataFrame, images: int) -> Figure:
         points[::-1], x="at", y="percent", hue="knob", style="knob", hue_order=knobs, style_order=knobs,
         palette=_palette(knobs), markers=list(MARKERS[: len(knobs)]), s=40, ax=ax,
     )  # fmt: skip
-    few = points[[len(group) < stats.FEWEST_SEEDS for group in points["accuracies"]]]
-    ax.plot(few["at"], few["percent"], "o", color="white", markersize=2.5, zorder=3)
+    for _, few in points[[len(group) < stats.FEWEST_SEEDS for group in points["accuracies"]]].iterrows():
+        colour, marker = _palette(knobs)[few["knob"]], MARKERS[knobs.index(few["knob"])]
+        ax.scatter(few["at"], few["percent"], s=40, marker=marker, facecolor="white", edgecolor=colour, zorder=3)
     best = front(points)
     ax.step(best["at"], best["percent"], where="post", color="0.7", linewidth=1, label="前沿", zorder=1)
     for left, (_, point) in enumerate(best.iterrows(), start=1 - len(best)):  # beside the bar, above the front
@@ -99,9 +100,9 @@ def front(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside_printed(settings: Mapping[str, tuple[float, Sequence[float]]], more: Sequence[float] = ()) -> Figure:
-    """The original's settings: what it printed (percent) as hollow squares, our seeds (0-1) as dots with the mean.
+    """The original's settings: what its plots show (percent) as hollow squares, our seeds (0-1) as dots with the mean.
 
-    settings: label to the printed number and our accuracies. more: accuracies of one configuration at its full
+    settings: label to the number read off and our accuracies. more: accuracies of one configuration at its full
     length, drawn as lines across the figure, the scatter in which single runs lie.
     """
     fig, ax = plt.subplots(figsize=(WIDTH, 0.27 * len(settings) + 1.2), layout="constrained")
@@ -162,24 +163,27 @@ def distances(far: Any, even: float) -> Figure:
     return fig
 
 
-def importance(heads: Any, blocks: Any, errors: Any) -> Figure:
-    """What removal costs in percentage points: heads (L, h) as a map, blocks (L,) as bars with twice their ``errors``."""
+def importance(heads: Any, blocks: Any, heads_errors: Any, blocks_errors: Any) -> Figure:
+    """What removal costs in percentage points: heads (L, h) as a map, blocks (L,) as bars with twice their errors.
+
+    The errors have the shapes of what they belong to. The map's colours reach to four standard errors at least, so
+    that noise stays pale: red where the accuracy falls, blue where it rises.
+    """
     heads, blocks = 100 * np.asarray(heads), 100 * np.asarray(blocks)
     names = [f"块 {i + 1}" for i in range(len(blocks))]
     fig, (left, right) = plt.subplots(
-        1, 2, figsize=(WIDTH, 0.3 * len(blocks) + 1.1), layout="constrained", width_ratios=(3, 2)
+        1, 2, figsize=(WIDTH, 0.27 * len(blocks) + 1.0), layout="constrained", width_ratios=(7, 4)
     )
-    limit = max(1.0, float(np.abs(heads).max()))
+    limit = max(1.0, float(np.abs(heads).max()), 400 * float(np.asarray(heads_errors).max()))
     written = [[f"{round(value, 1) + 0:.1f}".replace("-", "−") for value in row] for row in heads]
     sns.heatmap(
-        heads, ax=left, cmap="vlag_r", vmin=-limit, vmax=limit, annot=written if heads.shape[1] <= 8 else False, fmt="",
+        heads, ax=left, cmap="vlag", vmin=-limit, vmax=limit, annot=written if heads.shape[1] <= 8 else False, fmt="",
         annot_kws={"size": 7}, yticklabels=names, xticklabels=[f"头 {i + 1}" for i in range(heads.shape[1])],
-        cbar=heads.shape[1] > 8,
     )  # fmt: skip
     left.set_title("去掉一个头的下降 / 百分点")
     left.tick_params(length=0)
     left.set_yticklabels(names, rotation=0)
-    spread = 200 * np.asarray(errors)
+    spread = 200 * np.asarray(blocks_errors)
     right.barh(
         range(len(blocks)), blocks, xerr=spread, ecolor="0.4", capsize=2, color=sns.color_palette("colorblind")[0]
     )
@@ -210,7 +214,7 @@ def repeats(strips: Mapping[str, Sequence[float]], mark: float, name: str) -> Fi
 
     ``mark``: one more value in the first row, a diamond that the legend calls ``name``.
     """
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.3 * len(strips) + 1.0), layout="constrained")
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.25 * len(strips) + 1.0), layout="constrained")
     for row, values in enumerate(strips.values()):
         heights = row + np.linspace(-0.15, 0.15, len(values))  # equal values stay two points
         ax.plot(values, heights, "o", color="0.35", markersize=4, label="" if row else "一次训练")

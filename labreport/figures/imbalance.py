@@ -19,6 +19,8 @@ from labreport.stats import FEWEST_SEEDS, Comparison
 if TYPE_CHECKING:
     from vitlib.record import Run
 
+BY_SIZE = "类别与图像数 / 张（由多到少，含留作验证的一成）"  # for runs of the study protocol
+
 
 def shares(by_model: "Mapping[str, Mapping[str, Comparison]]") -> Figure:
     """Shapley values in percentage points, a panel a model and a row a remedy; intervals from three seeds on."""
@@ -89,53 +91,64 @@ def doses(accuracy: "Mapping[str, Mapping[str, Sequence[float]]]") -> Figure:
 
 
 def by_class(values: Mapping[str, np.ndarray], names: Sequence[str], sizes: np.ndarray, axis: str) -> Figure:
-    """One value a class and label on a logarithmic axis, classes by falling number of images."""
+    """One value a class and label on an axis from zero, classes by falling number of images, ``BY_SIZE``."""
     fig, ax = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
     order = np.argsort(-sizes, kind="stable")
     for (label, value), marker, colour in zip(values.items(), MARKERS, _palette(values).values(), strict=False):
         ax.plot(np.asarray(value)[order], marker=marker, markersize=4, color=colour, label=label, linewidth=1)
     ax.set_xticks(range(len(order)), [f"{names[c]}\n{sizes[c]:,}" for c in order])
-    ax.set(xlabel="类别与训练图像数 / 张（由多到少）", ylabel=axis, yscale="log")
+    ax.set(xlabel=BY_SIZE, ylabel=axis)
+    ax.set_ylim(bottom=0)
     _legend_below(fig, [ax])
     return fig
 
 
-def against_factor(
-    panels: "Mapping[str, pd.DataFrame]", base: str, fallen: Mapping[str, Collection[tuple[str, float]]]
-) -> Figure:
+Points = Mapping[str, Collection[tuple[str, float]]]  # a source to some of its points: method and factor
+
+
+def against_factor(panels: "Mapping[str, pd.DataFrame]", base: str, few: Points, fallen: Points) -> Figure:
     """Accuracy in percent against the imbalance factor: a column a source, and a row for every six methods.
 
     Each frame has the methods as its index and the factors (numbers) as its columns; NaN where there is none. ``base``
-    is drawn in every panel, nearly black; the points (method, factor) of a source that ``fallen`` names are hollow.
+    is drawn in every panel, nearly black; any other method stands in one row, in a colour of its own. The points that
+    ``few`` names, of too few seeds, are hollow; those that ``fallen`` names, of collapsed runs, are crosses.
     """
     labels = list(dict.fromkeys(label for frame in panels.values() for label in frame.index if label != base))
     factors = sorted({float(factor) for frame in panels.values() for factor in frame.columns})
     size = math.ceil(len(labels) / max(1, math.ceil(len(labels) / 6)))
     rows = [labels[at : at + size] for at in range(0, len(labels), max(1, size))] or [[]]
+    palette = [*sns.color_palette("colorblind"), *sns.color_palette("dark")]
+    colours: dict[str, Any] = {base: (0.15, 0.15, 0.15)} | dict(zip(labels, palette, strict=False))
+    others = MARKERS.replace("o", "").replace("X", "")  # the base's own, and one too like the cross
+    marks = {base: "o"} | dict(zip(labels, others, strict=False))
     fig, axes = plt.subplots(
         len(rows), len(panels), figsize=(WIDTH, 0.5 + 2.1 * len(rows)), layout="constrained", squeeze=False,
         sharex=True, sharey="col",
     )  # fmt: skip
     for place, (row, members) in enumerate(zip(axes, rows, strict=True)):
-        colours = {base: (0.15, 0.15, 0.15)} | _palette(members)
-        marks = dict(zip(colours, MARKERS, strict=False))
-        drawn: dict[str, Line2D] = {}
         for ax, (title, frame) in zip(row, panels.items(), strict=True):
-            mine = frame.loc[[label for label in colours if label in frame.index]]
+            mine = frame.loc[[label for label in (base, *members) if label in frame.index]]
             # points of a single factor would hide one another: they stand side by side about it
             beside = np.geomspace(0.8, 1.25, len(mine)) if mine.notna().any().sum() == 1 else np.ones(len(mine))
             for (name, values), shift in zip(mine.iterrows(), beside, strict=True):
                 known, label = values.dropna(), str(name)
-                look: dict[str, Any] = {"color": colours[label], "marker": marks[label], "markersize": 4}
-                (line,) = ax.plot(shift * known.index.to_numpy(float), known.to_numpy(float), label=label, **look)
-                drawn.setdefault(label, line)
-                hollow = known[[(label, factor) in fallen.get(title, ()) for factor in known.index]]
-                ax.plot(shift * hollow.index.to_numpy(float), hollow.to_numpy(float), markerfacecolor="white", **look)
+                at, colour = shift * known.index.to_numpy(float), colours[label]
+                ax.plot(at, known.to_numpy(float), color=colour, label=label)
+                for x, y, factor in zip(at, known, known.index, strict=True):
+                    cross = (label, factor) in fallen.get(title, ())
+                    hollow = not cross and (label, factor) in few.get(title, ())
+                    look: dict[str, Any] = {"markerfacecolor": "white"} if hollow else {}
+                    ax.plot(x, y, "x" if cross else marks[label], color=colour, markersize=6 if cross else 4, **look)
             ax.set(xscale="log", xlim=(min(factors) / 1.4, max(factors) * 1.4), title="" if place else title)
             ax.set_xticks(factors, [f"{factor:g}" for factor in factors])
             ax.minorticks_off()
         row[0].set_ylabel("测试准确率 / %")
-        row[-1].legend(handles=list(drawn.values()), loc="center left", bbox_to_anchor=(1, 0.5))
+        keys = [
+            Line2D([], [], color=colours[label], marker=marks[label], markersize=4, label=label)
+            for label in (base, *members)
+            if any(label in frame.index for frame in panels.values())
+        ]
+        row[-1].legend(handles=keys, loc="center left", bbox_to_anchor=(1, 0.5))
     for ax in axes[-1]:
         ax.set_xlabel("不平衡因子")
     return fig

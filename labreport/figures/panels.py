@@ -1,16 +1,23 @@
 """Figures of several panels side by side, and figures to be asked. See ``labreport.figures.plots`` for what they share."""
 
 import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import torch
 from IPython.display import display
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from labreport.figures.pictures import WIDTH, attention
-from labreport.figures.plots import _curve_panel, _legend_below, confusion, curves
+from labreport.figures.plots import AXIS, _palette, confusion, curves
+from labreport.stats import FEWEST_SEEDS
 from vitlib.augment import to_float
 from vitlib.errors import UserError
 
@@ -18,33 +25,85 @@ if TYPE_CHECKING:
     from vitlib.models import ViT
     from vitlib.record import Run
 
+BASELINE = "（基线）"  # as in ``labreport.analysis.ablation``
+INFINITE = [np.inf, -np.inf]
 
-def knob_curves(settings: "Mapping[str, Sequence[Run]]", baseline: "Sequence[Run]", metric: str = "accuracy") -> Figure:
-    """Curves over epochs as ``labreport.figures.plots.curves`` draws them: small panels, a setting beside the baseline.
 
-    ``settings``: title of a panel to runs. All panels share both axes and one legend. Raises UserError without one.
+def knob_curves(
+    knobs: "Mapping[str, Mapping[str, Sequence[Run]]]", metrics: Sequence[str] = ("accuracy", "train_loss")
+) -> Figure:
+    """Curves over epochs: for each knob a panel a metric, in it a line a value, and right of it the values.
+
+    ``knobs``: title to value to the runs of its seeds; the baseline's value ends with ``BASELINE``, and its line is
+    thick and bears circles. Numbers have one sequential palette in the order given, from light to dark; other values
+    differ in colour and dash. Lines are means, and from three seeds on a band shows the lowest to the highest. Knobs
+    with one metric stand two in a row. All panels of a metric share their axes. Raises UserError without a curve.
     """
-    if not settings:
+    if not knobs:
         raise UserError("没有任何一组训练可画：请先完成至少一个旋钮的训练。")
-    columns = min(4, len(settings))
-    rows = -(-len(settings) // columns)
+    columns = max(2, len(metrics))
+    rows = -(-len(knobs) * len(metrics) // columns)
     fig, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, rows + 0.7), layout="constrained", squeeze=False, sharex=True, sharey=True
-    )
-    drawn = list(axes.flat[: len(settings)])
-    for at, (ax, (title, runs)) in enumerate(zip(drawn, settings.items(), strict=True)):
-        _curve_panel(ax, {"基线": baseline, "标题所示的设置": runs}, metric)
-        plt.setp(ax.lines, marker="")
-        ax.set_title(title, fontsize=8)
-        lowest = at + columns >= len(settings)
-        ax.tick_params(labelbottom=lowest)
-        ax.set_xlabel(ax.get_xlabel() if lowest else "")
-    fig.supylabel(drawn[0].get_ylabel(), fontsize=9)
+        rows, columns, figsize=(WIDTH, min(1.3 * rows + 0.4, 8.2)), layout="constrained", squeeze=False,
+        sharex=True, sharey="col" if len(metrics) > 1 else True,
+    )  # fmt: skip
+    cells = [(title, values, metric) for title, values in knobs.items() for metric in metrics]
     for at, ax in enumerate(axes.flat):
-        ax.set_ylabel("")
-        ax.set_visible(at < len(settings))
-    _legend_below(fig, drawn)
+        if at >= len(cells):
+            ax.set_visible(False)
+            continue
+        title, values, metric = cells[at]
+        _values_panel(ax, values, metric)
+        lowest = at + columns >= len(cells)
+        ax.set_xlabel("轮次" if lowest else "")
+        ax.tick_params(axis="x", bottom=lowest, labelbottom=lowest)
+        if metric == metrics[0]:
+            ax.set_title(title, loc="left", fontsize=8)
+        if metric == metrics[-1]:  # large values are dear, and stand above small ones
+            handles, labels = ax.get_legend_handles_labels()
+            ax.legend(
+                handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7,
+                labelspacing=0.25, handlelength=2.2, borderaxespad=0.3,
+            )  # fmt: skip
     return fig
+
+
+def _values_panel(ax: Axes, values: "Mapping[str, Sequence[Run]]", metric: str) -> None:
+    scale, used = 100 if metric.endswith("accuracy") else 1, set()
+    enough = any(len(runs) >= FEWEST_SEEDS for runs in values.values())
+    for (value, runs), style in zip(values.items(), _value_styles(list(values)), strict=True):
+        parts = []
+        for run in runs:
+            column = next((c for c in (f"val_{metric}", f"test_{metric}", metric) if c in run.history), None)
+            if column is not None:
+                used.add(column)
+                parts.append(pd.Series(scale * run.history[column], run.history["epoch"]).replace(INFINITE, np.nan))
+        by_epoch = pd.concat(parts).dropna().groupby(level=0) if parts else None
+        if by_epoch is None or not len(mean := by_epoch.mean()):
+            continue
+        notes = [f"{len(runs)} 个种子"] * (enough and len(runs) < FEWEST_SEEDS)
+        notes += ["训练中止"] * any(run.failed for run in runs)
+        base = value.endswith(BASELINE)
+        name = value.removesuffix("）") + f"，{'，'.join(notes)}）" if base and notes else value
+        name += f"（{'，'.join(notes)}）" if notes and not base else ""
+        circles: dict[str, Any] = {"marker": "o", "markevery": -(-len(mean) // 8), "markersize": 3.5}
+        ax.plot(
+            mean.index, mean, label=name, markerfacecolor="white", linewidth=2 if base else 1.2,
+            **style, **(circles if base or len(mean) == 1 else {}),
+        )  # fmt: skip
+        if len(runs) >= FEWEST_SEEDS:
+            ax.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=style["color"], alpha=0.15, linewidth=0)
+    if not used:
+        raise UserError(f"没有任何训练记录含有“{metric}”曲线：请检查名称，或先完成训练。")
+    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+    ax.set_ylabel(AXIS.get(used.pop() if len(used) == 1 else metric, metric), fontsize=8)
+
+
+def _value_styles(values: Sequence[str]) -> list[dict[str, Any]]:
+    if all(re.fullmatch(r"[\d.、]+", value.removesuffix(BASELINE)) for value in values):
+        return [{"color": colour} for colour in plt.colormaps["viridis_r"](np.linspace(0.2, 1, len(values)))]
+    palette, dashes = _palette(values), itertools.cycle(("--", "-.", ":"))
+    return [{"color": palette[v], "linestyle": "-" if v.endswith(BASELINE) else next(dashes)} for v in values]
 
 
 def browse_attention(model: "ViT", images: Any, normalize: str) -> Any:

@@ -85,7 +85,7 @@ def load_long_tailed(factor: float, kind: str, size: int = 32, skip: bool = Fals
     """Load CIFAR-10-LT: class counts that fall by ``factor``, exponentially or in one step.
 
     Cui et al., Class-Balanced Loss (CVPR 2019), section 5.1, and Cao et al., LDAM (NeurIPS 2019),
-    section 4.1: n_c = floor(5000 (1/factor)^(c/9)), or 5000 for the first half of the classes and
+    section 4.2: n_c = floor(5000 (1/factor)^(c/9)), or 5000 for the first half of the classes and
     5000/factor for the others; the test set is CIFAR-10's 10,000 images. Without CIFAR-10 the course's
     training set is cut with the same factor, and the course's test set is kept.
     """
@@ -150,7 +150,7 @@ def _fetch() -> Pack:
 
 def _download(folder: str) -> None:
     if not reachable():
-        raise NoConnection(f"下载 CIFAR-10 的服务器在 {TIMEOUT:.0f} 秒内没有回应。请检查网络后再试；{MANUAL}。")
+        raise NoConnection(f"连不上下载 CIFAR-10 的服务器（等待至多 {TIMEOUT:.0f} 秒）。请检查网络后再试；{MANUAL}。")
     from torchvision.datasets import CIFAR10
 
     limit = socket.getdefaulttimeout()

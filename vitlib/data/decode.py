@@ -22,7 +22,7 @@ from vitlib.errors import UserError
 from vitlib.progress import Progress
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # a closed list: some of Pillow's other readers run programs
-MAX_PIXELS = 2**26  # 8192 x 8192
+MAX_PIXELS, TOO_LARGE = 2**26, "图像过大：至多"  # 8192 x 8192
 File = TypeVar("File")
 _CHUNK = 128  # images for one task of the pool
 # What Pillow, zipfile, zlib and lzma raise on damaged bytes (TypeError: EXIF of a wrong type); anything else is a
@@ -42,7 +42,7 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"图像过大（{image.width} x {image.height}）")
+            raise ValueError(f"{TOO_LARGE} {MAX_PIXELS:,} 像素，这张是 {image.width} × {image.height}，请先缩小")
         image.draft(None, (4 * size, 4 * size))  # a JPEG photo is decoded near the size that is needed
         image.load()
         square = to_rgb(ImageOps.exif_transpose(image))
@@ -140,4 +140,4 @@ def _why(error: Exception) -> str:
         return reason(error)
     if "truncated" in str(error):
         return "文件不完整（被截断）"
-    return f"文件已损坏（{error}）"
+    return f"{error}" if TOO_LARGE in str(error) else f"文件已损坏（{error}）"

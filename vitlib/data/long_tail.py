@@ -33,8 +33,8 @@ def told(factor: float, kind: str = "exp") -> str:
 
 def lt_ratios(factor: float, kind: str, num_classes: int = 10) -> list[float]:
     """Return each class's share of the largest class; raises UserError for a bad factor or kind."""
-    if factor < 1:
-        raise UserError(f"不平衡因子是最多的类与最少的类的数量之比，不能是 {factor:g}。请给出不小于 1 的数。")
+    if not 1 <= factor < float("inf"):
+        raise UserError(f"不平衡因子是最多的类与最少的类的数量之比，不能是 {factor:g}。请给出不小于 1 的有限的数。")
     if kind not in SHAPES:
         raise UserError(f"没有名为“{kind}”的不平衡类型。请用 exp（指数）或 step（阶梯）。")
     if kind == "exp":

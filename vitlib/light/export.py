@@ -4,6 +4,7 @@ Letters in shapes: B images (any number), C channels, S side of an image, K clas
 """
 
 import contextlib
+import io
 import json
 import logging
 import warnings
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlib.augment import to_float
-from vitlib.checkpoint import replacing
+from vitlib.checkpoint import replacing, write_atomic
 from vitlib.data import Dataset
 from vitlib.errors import UserError
 from vitlib.evaluate import predict
@@ -85,8 +86,7 @@ def to_onnx(model: nn.Module, image_size: int, path: Path, story: dict[str, Any]
 
 def write(proto: onnx.ModelProto, path: Path, story: dict[str, Any] | None = None) -> Path:
     """Write an ONNX model at once or not at all, with its story where one is given."""
-    if story is not None:
-        onnx.helper.set_model_props(proto, {"story": json.dumps(story)})
+    onnx.helper.set_model_props(proto, {} if story is None else {"story": json.dumps(story)})
     with replacing(path) as temporary:
         onnx.save(proto, temporary)
     return path
@@ -125,7 +125,8 @@ def export(trained: Trained, data: Dataset, path: Path, int8: bool = False) -> d
     normalize = trained.recipe.normalize
     to_onnx(trained.model, trained.image_size, path, dict(trained.story))
     program, small = path.with_suffix(".pt2"), path.with_suffix(".int8.onnx")
-    torch.export.save(trace(trained.model, trained.image_size), program)
+    torch.export.save(trace(trained.model, trained.image_size), buffer := io.BytesIO())
+    write_atomic(program, buffer.getvalue())  # torch itself aborts on a full disk
     written = [(path, OnnxModel(path)), (program, torch.export.load(program).module())]
     if int8:
         quantize.int8(path, small, data.split(seed=0)[1].sample(CALIBRATION).images, normalize)

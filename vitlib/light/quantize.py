@@ -10,8 +10,9 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import Tensor
 
+from vitlib.checkpoint import replacing
 from vitlib.evaluate import predict
-from vitlib.light.export import CPU, OnnxModel, batches, quiet, write
+from vitlib.light.export import CPU, OnnxModel, batches, quiet
 
 TYPES = ["MatMul", "Gemm", "Conv"]  # where the time goes; norms, softmax and GELU stay in float
 # Of an int8 weight: 7 of the 8 bits, a reduced range in ONNX Runtime's words. A processor without VNNI adds two
@@ -37,17 +38,18 @@ def static(
     Weights take WEIGHT_BITS bits, activations 8.
     """
     named = modules(path)
-    with quiet():
+    with quiet(), replacing(out) as raw:
         quantize_static(
-            path, out, _Calibration(images, normalize), op_types_to_quantize=TYPES, per_channel=True,
+            path, raw, _Calibration(images, normalize), op_types_to_quantize=TYPES, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=WEIGHT_BITS < 8,
             nodes_to_quantize=[node for module in only for node in named[module]],
             nodes_to_exclude=[node for module in but for node in named[module]],
         )  # fmt: skip
-    small = onnx.load(out)
-    for node in small.graph.node:  # where in the model each came from: a tenth of a small file
-        del node.metadata_props[:]
-    return write(small, out)
+        small = onnx.load(raw)
+        for node in small.graph.node:  # where in the model each came from: a tenth of a small file
+            del node.metadata_props[:]
+        onnx.save(small, raw)
+    return out
 
 
 def int8(path: Path, out: Path, images: Tensor, normalize: str, most: int | None = None) -> dict[str, float]:

@@ -88,6 +88,8 @@ def _fault(argument: str, value: typing.Any, kind: typing.Any) -> str | None:
         least = 0 if argument in ("num_layers", "registers", "merge", "head_dim") else 1
         whole = number and isinstance(value, int) and value >= least
         return None if whole else f"需要不小于 {least} 的整数"
+    if argument.endswith("temperature"):
+        return None if number and value > 0 else "需要正数"
     if argument == "keep_ratio":
         return None if number and 0 < value <= 1 else "比例须在 (0, 1] 之内"
     return None if number and 0 <= value < 1 else "概率须在 [0, 1) 之内"

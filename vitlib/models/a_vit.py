@@ -35,7 +35,7 @@ class AdaptiveViT(ViT):
 
     def forward(self, images: Tensor, gather: bool = True) -> Tensor:
         tokens = self.embed(images)
-        if self.halting:
+        if self.halting and len(self.blocks):
             return self.head(self.pool(self.norm(self.walk(tokens, gather and not self.training)[0])))
         return self.head(self.pool(self.encode(tokens)))
 

@@ -20,7 +20,7 @@ from .weighted import precise
 
 
 class Projector(nn.Module):
-    """Compare a summary (B, D) with K prototypes by the cosine, after three layers: (B, K) in [-1, 1] (section 3.2).
+    """Compare a summary (B, D) with K prototypes by the cosine, after three layers: (B, K) in [-1, 1] (section 3.1).
 
     ``center`` (K,) is the running mean of the teacher's answers.
     """

@@ -15,7 +15,7 @@ RATIO_WEIGHT = 2.0  # of the ratio loss; the paper's lambda
 
 
 class Predictor(nn.Module):
-    """Judge patch tokens by themselves and by what is left of the image (paper, equations 2 to 5).
+    """Judge patch tokens by themselves and by what is left of the image (paper, equations 1 to 5).
 
     Tokens (B, M, D) and weights (B, M), 0 for those dropped -> log-probabilities (B, M, 2), the first to stay.
     """
@@ -44,7 +44,8 @@ class DynamicViT(ViT):
 
     In training, decisions are drawn (Gumbel softmax, straight through) and dropped tokens are masked in
     attention and pooling, so that gradients reach the decisions; ``auxiliary_loss`` asks for the ratio
-    (equation 9). In evaluation the best-judged patches are gathered and the others are really gone.
+    (equation 15). In evaluation the best-judged patches are gathered and the others are really gone; their
+    number is rounded, where the paper rounds down.
     ``keep_ratio`` 1 is the plain ViT. The paper's two distillation losses are the recipe's ``distill``; for the one
     on the tokens, ``encoded`` holds the last batch's in training, (B, N, D), and their weights (B, N).
     """

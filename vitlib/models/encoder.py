@@ -25,7 +25,7 @@ class EncoderModel(nn.Module):
         """Copy the encoder, BatchNorm's statistics included, from another model's ``state_dict()``.
 
         The task layers keep their values; those in ``state`` are ignored. Of a student and its teacher, the moving
-        average of it, the teacher's is taken (Caron et al. 2021, arXiv:2104.14294, section 5.4).
+        average of it, the teacher's is taken (Caron et al. 2021, arXiv:2104.14294, section 3.1).
 
         Raises:
             UserError: an entry of the encoder is missing, unknown or of another shape; nothing is copied.

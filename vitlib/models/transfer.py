@@ -38,8 +38,8 @@ def cut(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """
     out = dict(state)
     for i, block in enumerate(getattr(model, "blocks", ())):
-        if not isinstance(block, Block):
-            continue
+        if not isinstance(block, Block) or f"blocks.{i}.ffn.fc1.weight" not in state:
+            continue  # what is missing, load_state_dict tells
         fc1, fc2 = f"blocks.{i}.ffn.fc1", f"blocks.{i}.ffn.fc2"
         norms = channel_norms(state, i)
         if block.ffn.fc1.out_features < len(norms):

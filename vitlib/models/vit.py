@@ -88,7 +88,7 @@ class ViT(EncoderModel):
         distill_token: a token, and a head on it, that learns from a teacher (DeiT, Touvron et al. 2021,
             arXiv:2012.12877, section 4): in training the model returns two logits, (class head's, token's), in
             evaluation their mean.
-        cosine_head: logits are cosines, as LDAM's margins want them (Cao et al. 2019, section 4.1).
+        cosine_head: logits are cosines, as LDAM's margins want them (Cao et al. 2019, section 3.2).
 
     The defaults are part of the keys of stored runs and never change.
     """
