@@ -349,3 +349,26 @@ def test_a_ratio_of_latencies_is_paired_by_rounds():
 def test_latencies_are_told_without_exponents():
     assert latency.spread(np.array([0.9994, 1.25, 1.5])) == "1,250 [1,125, 1,375]"
     assert latency.spread(np.array([0.00123])) == "1.23 [1.23, 1.23]"
+    assert [latency.three(value) for value in (6.4, 20, 0.067, 999.4, 999.6)] == [
+        "6.40",
+        "20.0",
+        "0.0670",
+        "999",
+        "1,000",
+    ]
+
+
+def test_a_model_is_faster_only_beyond_its_interval():
+    steady, noisy = np.ones(20), np.linspace(0.8, 1.25, 20)
+    assert [latency.pace(base, steady) for base in (2 * steady, steady / 2, noisy)] == ["更快", "更慢", "分不出快慢"]
+    assert latency.pace(2 * steady[:5], steady[:5]) == "分不出快慢"  # too few rounds for an interval
+
+
+def test_weights_of_other_bits_behind_the_latency_are_told():
+    both = {"weight_bits": 7}
+    assert quantised.timed_bits(both) is None and quantised.told_bits(both) == quantised.told_bits({}) == ""
+    apart = both | {"times_weight_bits": 8, "answers_from": "甲机 "}
+    assert quantised.timed_bits(apart) == 8
+    assert "8 位" in quantised.told_bits(apart) and "现在的 7 位权重，准确率另在甲机上测得" in quantised.told_bits(
+        apart
+    )

@@ -109,6 +109,54 @@ def test_outcomes_are_told_apart_and_one_loss_refutes_that_nothing_is_lost():
     assert assess.unchanged(judged | {"e": assess.LOSES}) == "不成立"
 
 
+def test_what_all_share_is_said_once():
+    assert [assess.told_each(words) for words in (["更慢"], ["更慢"] * 2, ["更慢", "更快"], ["甲", "乙", "甲"])] == [
+        "更慢", "都更慢", "前者更慢，后者更快", "依次是甲、乙、甲",
+    ]  # fmt: skip
+    assert assess.JUDGED.keys() == assess.OUTCOMES.keys()
+
+
+def test_duels_are_told_without_those_that_nobody_won():
+    def duel(a, b, name):
+        return stats.compare(runs(a), runs(b), (name, "小"))
+
+    won, lost, even = duel(0.9, 0.8, "甲"), duel(0.8, 0.9, "乙"), duel(0.9, 0.899, "丙")
+    assert assess.told_duels([even, even]) == "2 对都分不出高下（差是 +0.1 个百分点）。"
+    told = assess.told_duels([won, lost, even])
+    assert told == (
+        "3 对里，显著更准的有 1 对：甲（对小，+10.0 个百分点）；显著更差的有 1 对：乙（对小，−10.0 个百分点）；"
+        "其余 1 对分不出高下（差是 +0.1 个百分点）。"
+    )
+    assert "其余" not in assess.told_duels([won]) and "显著更差" not in assess.told_duels([won])
+
+
+def test_runs_of_one_machine_and_format_share_a_letter():
+    def run(device, dtype):
+        return SimpleNamespace(device=device, machine={"dtype": dtype, "threads": 1})
+
+    marks, words = assess.trained_on(
+        {
+            "甲": [run("x", "float32")] * 2,
+            "乙": [run("x", "bfloat16"), run("x", "float32")],
+            "丙": [run("y", "float32")],
+        }
+    )
+    assert marks == {"甲": "A", "乙": "A、B", "丙": "C"}
+    assert words == "A 是 x、float32、1 个线程，B 是 x、bfloat16、1 个线程，C 是 y、float32、1 个线程"
+
+
+def test_operations_that_did_not_become_time_are_told_by_circumstance():
+    behind, ahead, unsure, none = (0.5, 0.6, 0.7), (0.5, 0.3, 0.4), (0.5, 0.4, 0.6), (0.5, np.nan, np.nan)
+    assert assess.told_behind({"一": [behind, behind], "多": [unsure, none]}) == (
+        "一 时，2 个全都如此；多 时，一个也不能断定（计算量的比例在延迟的区间之内，或者没有区间）。"
+        "可见一 时，省下的运算没有全部变成时间。"
+    )
+    assert assess.told_behind({"一": [behind, ahead, unsure]}).startswith(
+        "一 时，1 个如此，1 个相反，延迟减少得更多，1 个不能断定。"
+    )
+    assert "可见" not in assess.told_behind({"一": [unsure]})
+
+
 def test_what_was_cut_short_or_left_out_is_seen_in_the_runs_and_not_in_the_profile():
     entries = [Entry(name, VIT.but(name=name, epochs=9), 1) for name in ("full", "short", "absent")]
     made = {"full": [SimpleNamespace(epochs=9)], "short": [SimpleNamespace(epochs=9), SimpleNamespace(epochs=4)]}
@@ -195,6 +243,8 @@ def test_the_tradeoff_shows_every_family_its_models_and_its_front():
     assert one.lines[0].get_xydata().tolist() == [[8, 89], [20, 90]]
     assert [text.get_text() for text in one.texts] == ["", "1", "2", "3", "4"]  # the first is the arrow to int8
     assert [text.get_text() for text in other.get_legend().texts] == ["1 另"]
+    latin = figures.tradeoff(MODELS.replace({"family": {"另": "小 ViT"}}), ["大"])
+    assert latin.axes[1].get_legend().get_title().get_text() == "小 ViT 一组"
 
 
 def test_the_front_takes_the_better_of_two_trainings_of_a_network():

@@ -58,6 +58,11 @@ def test_all_forms_are_measured_and_the_float_one_answers_as_its_record_says(she
     )
     assert [*found["times"]] == ["1 线程", "2 线程"]
     assert all(len(times) == 2 and (times > 0).all() for each in found["times"].values() for times in each.values())
+    told = shipped.told_faster({how: dict.fromkeys(each, np.ones(5)) for how, each in found["times"].items()})
+    assert (
+        told
+        == "1 线程时是 PyTorch 的 1.00 倍、ONNX fp32 的 1.00 倍、ONNX int8 的 1.00 倍；2 线程时依次是 1.00、1.00、1.00 倍"
+    )
     assert len(found["times"]["1 线程"]) == 6 and found["bytes"]["light"] < found["bytes"]["best"]
 
 

@@ -202,4 +202,4 @@ def test_peak_memory_is_that_of_the_step_alone():
 
 
 def test_times_are_told_by_median_and_quartiles():
-    assert latency.spread(np.array([1, 2, 3, 4, 100]) / 1e3) == "3 [2, 4]"
+    assert latency.spread(np.array([1, 2, 3, 4, 100]) / 1e3) == "3.00 [2.00, 4.00]"

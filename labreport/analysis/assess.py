@@ -1,6 +1,7 @@
 """What lightening costs and gains: answers of variants on images, and the verdict on a loss of accuracy."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from labreport.analysis.shapley import contrast as paired
-from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected
+from labreport.stats import FEWEST_SEEDS, Comparison, compare, corrected, points, spaced
 from vitlib.data import LabeledImages
 from vitlib.evaluate import predict
 from vitlib.light.export import CPU
@@ -24,6 +25,12 @@ OUTCOMES = {
     LOSES: "准确率有损失（差异显著）",
     OPEN: "未能证明没有明显的损失（差异不显著）",
     FEW: f"种子少于 {FEWEST_SEEDS} 个、证据不足",
+}
+JUDGED = {  # the same of one method, as the predicate of a sentence
+    KEEPS: "准确率没有明显的损失",
+    LOSES: "准确率有损失",
+    OPEN: "未能证明准确率没有明显的损失",
+    FEW: "因种子太少而不判断准确率",
 }
 
 
@@ -88,6 +95,31 @@ def told_outcomes(judged: Mapping[str, str]) -> str:
     return said
 
 
+def told_each(words: Sequence[str]) -> str:
+    """Say something of each of the things just named: once where it is the same of all."""
+    if len(set(words)) == 1:
+        return "都" * (len(words) > 1) + words[0]
+    return f"前者{words[0]}，后者{words[1]}" if len(words) == 2 else f"依次是{'、'.join(words)}"
+
+
+def told_duels(rows: Sequence[Comparison]) -> str:
+    """Tell of each methods' comparison with a smaller model who was significantly better, and the range of the others."""
+    by = {verdict: [row for row in rows if row.verdict == verdict] for verdict in ("较高", "较低")}
+    said = [
+        f"{words}的有 {len(found)} 对："
+        + "、".join(f"{x.names[0]}（对{x.names[1]}，{points(x.difference, sign=True)} 个百分点）" for x in found)
+        for words, found in zip(("显著更准", "显著更差"), by.values(), strict=True)
+        if found
+    ]
+    if rest := sorted(row.difference for row in rows if row.verdict not in by):
+        ends = list(dict.fromkeys(points(end, sign=True) for end in (rest[0], rest[-1])))
+        span = f"分不出高下（差{'从' if len(ends) > 1 else '是'} {' 到 '.join(ends)} 个百分点）"
+        said.append(f"其余 {len(rest)} 对{span}")
+        if not said[:-1]:
+            return spaced(f"{len(rows)} 对{'都' * (len(rows) > 1)}{span}。")
+    return spaced(f"{len(rows)} 对里，{'；'.join(said)}。")
+
+
 def unchanged(judged: Mapping[str, str]) -> str:
     """Judge the claim that accuracy is kept by all methods (the keys): one loss refutes it."""
     found = set(judged.values())
@@ -103,6 +135,37 @@ def cut_short(runs: Mapping[str, Sequence[Run]], entries: Sequence[Entry]) -> tu
         if epochs < entry.recipe.epochs:
             short.append(f"{entry.label}（{epochs} 轮，配方是 {entry.recipe.epochs} 轮）")
     return short, [entry.label for entry in entries if not runs.get(entry.label)]
+
+
+def trained_on(groups: Mapping[str, Sequence[Run]]) -> tuple[dict[str, str], str]:
+    """Return letters of the processors, with number format and threads, that trained each label's runs, such as ``A、B``,
+    and the words that say what the letters stand for."""
+    places = {
+        label: [f"{run.device}、{run.machine['dtype']}、{run.machine['threads']} 个线程" for run in runs]
+        for label, runs in groups.items()
+    }
+    letters = {place: chr(ord("A") + i) for i, place in enumerate(dict.fromkeys(chain(*places.values())))}
+    marks = {label: "、".join(sorted({letters[place] for place in each})) for label, each in places.items()}
+    return marks, "，".join(f"{letter} 是 {place}" for place, letter in letters.items())
+
+
+def told_behind(cases: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
+    """Tell whether saved operations became time: by circumstance, each model's share of its base's operations and the
+    interval (low, high) of its share of the time, NaN where there is none."""
+    said, lost = [], []
+    for how, rows in cases.items():
+        behind = sum(share < low for share, low, _ in rows)
+        ahead = sum(share > high for share, _, high in rows)
+        lost += [how] * (behind > 0)
+        if behind == len(rows):
+            words = f"{len(rows)} 个全都如此" if len(rows) > 1 else "的确如此"
+        elif not behind and not ahead:
+            words = "一个也不能断定（计算量的比例在延迟的区间之内，或者没有区间）"
+        else:
+            counts = {"个如此": behind, "个相反，延迟减少得更多": ahead, "个不能断定": len(rows) - behind - ahead}
+            words = "，".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        said.append(f"{how} 时，{words}")
+    return "；".join(said) + (f"。可见{'与'.join(lost)} 时，省下的运算没有全部变成时间。" if lost else "。")
 
 
 def flops_together(model: nn.Module, images: Tensor) -> float:

@@ -81,10 +81,13 @@ def _resident(field: str) -> int:
 
 def spread(times: np.ndarray) -> str:
     """Return median and quartiles of times in seconds as ``12.3 [11.9, 13.0]``, in milliseconds."""
-    low, median, high = (
-        f"{value:.3g}" if value < 999.5 else f"{value:,.0f}" for value in np.percentile(1e3 * times, [25, 50, 75])
-    )
+    low, median, high = map(three, np.percentile(1e3 * times, [25, 50, 75]))
     return f"{median} [{low}, {high}]"
+
+
+def three(value: float) -> str:
+    """Return a positive number with three digits, zeros at the end included, or as a whole number: 6.40, 20.0, 1,250."""
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:,.0f}"
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray) -> tuple[float, float, float]:
@@ -97,6 +100,12 @@ def ratio(slow: np.ndarray, fast: np.ndarray) -> tuple[float, float, float]:
     k = int(binom.ppf(0.025, len(ratios), 0.5))
     low, high = (ratios[k - 1], ratios[-k]) if k else (0.0, np.inf)
     return float(np.median(ratios)), float(low), float(high)
+
+
+def pace(base: np.ndarray, other: np.ndarray) -> str:
+    """Say whether a model is faster than a base that it took turns with: 更快, 更慢, or 分不出快慢 by the interval."""
+    _, low, high = ratio(base, other)
+    return "更快" if low > 1 else "更慢" if high < 1 else "分不出快慢"
 
 
 def factor(slow: np.ndarray, fast: np.ndarray) -> str:

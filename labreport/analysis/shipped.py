@@ -1,9 +1,10 @@
 """The published weights, ``best`` and ``light``: the records of their recipes, their files, and what they take to run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,17 @@ def measure_mirrored(data: Dataset) -> dict[str, Any]:
     """Return whether ``best``, looking at each test image of ``data`` and at its ``mirrored`` one, is right, bool (N,)."""
     trained = load_trained(NAMES[0])
     return {"mirrored": assess.correct(mirrored(trained.model), data.test, trained.recipe.normalize)}
+
+
+def told_faster(times: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Tell how many times as fast as ``best`` in each form ``light`` is as int8, by threads as :func:`measure` took them."""
+    rows = {
+        how: [latency.factor(each[f"best {form}"], each["light ONNX int8"]) for form in FORMS]
+        for how, each in times.items()
+    }
+    (how, first), *others = rows.items()
+    said = f"{how}时是 PyTorch 的 {first[0]} 倍、ONNX fp32 的 {first[1]} 倍、ONNX int8 的 {first[2]} 倍"
+    return said + "".join(f"；{name}时依次是 {'、'.join(row)} 倍" for name, row in others)
 
 
 def measure(data: Dataset, folder: Path, *, seconds: float, least: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator
 from labreport.analysis.kernels import Row
 from labreport.figures.pictures import WIDTH
 from labreport.figures.plots import MARKERS, _legend_below, _palette
+from labreport.stats import spaced
 
 NOTE = "面积为模型文件的大小，空心为基线与对照，橙色为 int8；\n箭头从浮点模型指向它的 int8 版本，形状不同的是同一个网络的不同训练，阶梯线为前沿"
 
@@ -59,7 +60,7 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
         ax.xaxis.set_minor_formatter("{x:g}")
-        legend = ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title=f"{family}一组")
+        legend = ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title=spaced(f"{family}一组"))
         for handle in legend.legend_handles:
             handle.set_sizes([24])  # type: ignore[union-attr]
         panels.append((ax, np.array([*places.values()]), areas, arrows))
@@ -78,7 +79,7 @@ def shares(table: pd.DataFrame) -> Figure:
     """
     names = list(table["label"].unique())
     measures = list(table.groupby("measure", sort=False))
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.36 * len(names) + 1.3), layout="constrained")
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.28 * len(names) + 1.2), layout="constrained")
     for i, (measure, rows) in enumerate(measures):
         ax.errorbar(
             100 * rows["share"], [names.index(label) + 0.24 * (i - (len(measures) - 1) / 2) for label in rows["label"]],
