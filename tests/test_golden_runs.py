@@ -72,13 +72,13 @@ RECIPES = {
         augment={"randaugment": (2, 9), "mix_until": 0.5},
     ),
     "ldam, deferred, balanced sampling, trivialaugment": VIT.but(
-        **COMMON,
+        **COMMON | {"augment": {"mixup": None, "cutmix": None, "trivial": True, "mix_until": None}},
         model_args={"cosine_head": True},
         loss="ldam",
         loss_args=PLAIN_LOSS | {"weighting": "balanced"},
         defer=0.5,
         sampling="balanced",
-    ).but(augment={"mixup": None, "cutmix": None, "trivial": True, "mix_until": None}),
+    ),
 }
 
 
