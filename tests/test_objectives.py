@@ -109,7 +109,7 @@ REFUSED = [
     ({"model": "dynamic_vit", "distill": {"tokens": 1, "seeds": 2}, "teacher": Recipe()}, "单独一个"),
     ({"teacher": CNN.but(protocol="refit")}, "验证集.*toy-cnn"),
     ({"teacher": CNN.but(normalize="none")}, "normalize"),
-    ({"teacher": MASKED}, "须是分类模型"),
+    ({"teacher": MASKED}, "须都是分类模型"),
     ({"model": "mae"}, "模型 mae 与目标 classify 不配"),
     ({"objective": "dino"}, "模型 vit 与目标 dino 不配"),
 ]
