@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,9 +32,11 @@ def images_per_second(data: Dataset, device: torch.device, seconds: float) -> di
             "original": _loader(folder, 0),
             "original, workers": _loader(folder, os.cpu_count() or 1),
         }
-        tasks: dict[str, Callable[[], object]] = {
-            name: lambda loader=loader: [images.to(device) for images, _ in loader] for name, loader in loaders.items()
-        }
+
+        def read(loader: DataLoader) -> object:
+            return [images.to(device) for images, _ in loader]
+
+        tasks: dict[str, Callable[[], object]] = {name: partial(read, loader) for name, loader in loaders.items()}
         tasks["ours"] = _ours(data, count, device)
         times = interleave(tasks, device, seconds=seconds, least=3, label="数据通路")
     return {name: (count / values).tolist() for name, values in times.items()}
