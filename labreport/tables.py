@@ -34,16 +34,20 @@ def to_html(frame: pd.DataFrame, named: bool, formats: Mapping[str, str]) -> str
         return "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(kinds, cells, strict=True))
 
     head = "".join(
-        f'<th class="{kind}"{_room(cells) if kind == "txt" else ""}>{html.escape(name)}</th>'
+        f'<th class="{kind}"{_room(name, cells) if kind == "txt" else ""}>{html.escape(name)}</th>'
         for kind, (name, cells) in zip(kinds, columns, strict=True)
     )
     body = "\n".join(f"<tr>{row(cells)}</tr>" for cells in zip(*(cells for _, cells in columns), strict=True))
     return f'<table class="vitlib"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 
 
-def _room(cells: Iterable[str]) -> str:
-    """The width below which a browser may not break the cells: it would halve short words to give long ones room."""
-    return f' style="min-width: {min(8.0, 0.55 * max(map(text_width, cells))) + 1.3:.1f}em"'
+def _room(name: str, cells: Iterable[str]) -> str:
+    """The width below which a browser may not break the cells: it would halve short words to give long ones room.
+
+    Of a column's name two Chinese characters count: more may stand in several lines.
+    """
+    widest = max(min(4, text_width(name)), *map(text_width, cells))
+    return f' style="min-width: {min(8.0, 0.55 * widest) + 1.3:.1f}em"'
 
 
 def _cell(value: Any, spec: str) -> str:
