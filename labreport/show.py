@@ -257,7 +257,7 @@ def _origin(run: Run) -> dict[str, Any]:
         "data": {name: run.data[name] for name in ("name", "fingerprint", "provenance", "train_images", "test_images")},
         "device": run.device,
         "compute": f"{run.machine['dtype']}，{run.machine['threads']} 个线程",
-        "versions": dict(run.versions),
+        "versions": {name: run.machine[name] for name in ("python", "torch") if name in run.machine},
         "numerics": run.numerics,
         "stale": is_stale(run),
         "seconds": run.train_seconds,

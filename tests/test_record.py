@@ -47,7 +47,7 @@ def test_the_record_is_the_run(shelf, data, in_float32):
     assert {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"} == {*run.history}
     assert run.history["epoch"].tolist() == [1, 2, 3, 4]
     assert run.train_seconds > 0
-    assert run.versions["torch"] == torch.__version__ and run.machine["threads"] >= 1
+    assert run.machine["torch"] == torch.__version__ and run.machine["threads"] >= 1
     summary = run.summary
     assert {"recipe", "seed", "data", "accuracy", "params", "flops", "epochs", "device", "published"} <= {*summary}
     assert json.loads(json.dumps(summary)) == summary
@@ -101,7 +101,7 @@ def test_answers_are_the_same_every_time_also_of_a_model_that_is_noisy_in_evalua
     run = shelf.get(ORIGINAL, 0, data, show=False)
     trained = weights.load_trained(str(run.weights_path()))
     Image.fromarray(data.test.images[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
-    first, again = (use.predict_files(trained, [tmp_path / "one.png"]) for _ in range(2))
+    (first, _), (again, _) = (use.predict_files(trained, [tmp_path / "one.png"]) for _ in range(2))
     assert first == again and sum(first[0]["probabilities"].values()) == pytest.approx(1)
     assert use.evaluate_images(trained, data.test) == use.evaluate_images(trained, data.test)
     torch.manual_seed(1)
@@ -115,7 +115,7 @@ def test_a_model_that_answers_nan_has_no_confidence_and_json_takes_it(shelf, dat
     trained = weights.load_trained(str(shelf.get(PLAIN, 0, data, show=False).weights_path()))
     torch.nn.init.constant_(trained.model.head.bias, float("nan"))
     Image.fromarray(data.test.images[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
-    (row,) = use.predict_files(trained, [tmp_path / "one.png"])
+    ((row,), _) = use.predict_files(trained, [tmp_path / "one.png"])
     assert row["confidence"] == 0 and row["class"] == data.class_names[0]  # as record.answers has it
     json.dumps(row, allow_nan=False)
 
@@ -203,6 +203,8 @@ DAMAGE = {
     "labels not base 85": broken(lambda c: c.update(labels="~~~ ~~~")),
     "labels not zlib": broken(lambda c: c.update(labels="00000000")),
     "labels of another length": broken(lambda c: c.update(labels=pack_bytes(np.zeros(5, np.uint8)))),
+    "a better accuracy": broken(lambda c: c.update(accuracy=c["accuracy"] / 2 + 0.001)),
+    "no accuracy": broken(lambda c: c.update(accuracy=None)),
     "history null": broken(lambda c: c.update(history=None)),
     "recipe changed": broken(lambda c: c["recipe"].update(lr=0.5)),
     "unknown recipe field": broken(lambda c: c["recipe"].update(momentum=0.5)),

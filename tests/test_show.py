@@ -39,7 +39,7 @@ def make_run(name="best", seed=0, epochs=3, images=2000, data="course", **more):
     values = {
         "key": f"{name}-{seed}", "recipe": Fake(name=name, epochs=epochs), "seed": seed, "numerics": NUMERICS,
         "data": {"name": data, "fingerprint": "f" * 16, "provenance": "某数据", "train_images": images, "test_images": 9},
-        "device": "CPU", "machine": {"dtype": "float32", "threads": 2}, "versions": {"torch": "2.15.0"}, "train_seconds": 61.0, "published": False, "failed": None,
+        "device": "CPU", "machine": {"dtype": "float32", "threads": 2, "torch": "2.15.0"}, "train_seconds": 61.0, "published": False, "failed": None,
     }  # fmt: skip
     return Fake(**values | more)
 

@@ -71,7 +71,7 @@ class Run:
         labels, predicted: uint8 (N,) of the test images; confidence: float32 (N,) in 0-1; correct: bool (N,)
         failed: None, or where the run met a non-finite number
         data: name, fingerprint, provenance, class_names, class_counts, train_images, test_images, image_size
-        device, versions, timing, numerics, published
+        device: its name, such as ``NVIDIA H100`` or the processor's; machine, timing, numerics, published
     """
 
     def __init__(self, record: Mapping[str, Any], path: Path, published: bool) -> None:
@@ -81,22 +81,13 @@ class Run:
         self.epochs, self.numerics = self.recipe.epochs, record["numerics"]
         self.params, self.flops, self.failed = record["params"], record["flops"], record["failed"]
         self.data, self.timing, self.machine = record["data"], record["timing"], record["machine"]
+        self.device = str(self.machine["name"])
         self.history = {name: unpack_curve(text) for name, text in record["history"].items()}
         self.history = {"epoch": np.arange(1, 1 + len(next(iter(self.history.values()), ())))} | self.history
         self.accuracy = float("nan") if record["accuracy"] is None else float(record["accuracy"])
         self.labels, self.predicted = (unpack_bytes(record[name]) for name in ("labels", "predicted"))
         self.confidence = unpack_bytes(record["confidence"]).astype(np.float32) / 255
         self.correct = self.labels == self.predicted
-
-    @property
-    def device(self) -> str:
-        """The device's name, such as ``NVIDIA H100`` or the processor's."""
-        return str(self.machine["name"])
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Python's and torch's version."""
-        return {name: str(self.machine[name]) for name in ("python", "torch") if name in self.machine}
 
     @property
     def train_seconds(self) -> float:
@@ -151,18 +142,20 @@ class Run:
 
 
 def read_record(path: Path, published: bool) -> Run:
-    """Read one record; raises UserError when it is damaged or does not match its own key."""
+    """Read one record; raises UserError when it is damaged or does not match its key or its own answers."""
     try:
         record = json.loads(path.read_text("utf-8"))
         run = Run(record, path, published)
         expected = run.recipe.key(run.seed, run.data["fingerprint"], run.numerics)
         genuine = record["format"] == FORMAT and expected == run.key
+        # the accuracy that everybody quotes is the one that the kept answers have
+        genuine &= run.record["accuracy"] == (float(run.correct.mean()) if len(run.labels) else None)
         if not re.fullmatch(r"[\w.-]+", run.name) or type(run.seed) is not int:  # they become a file's name
             raise ValueError(f"名字 {run.name!r} 或种子 {run.seed!r} 不合规定：名字只能有文字、数字、“_”、“.”与“-”")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, zlib.error, UserError) as error:
         raise UserError(f"运行记录 {path} 读不出来（{type(error).__name__}：{error}），请删去它或重新取得。") from error
     if not genuine:
-        raise UserError(f"运行记录 {path} 的内容与它的键 {run.key} 不符，可能被改动过；请删去它或重新取得。")
+        raise UserError(f"运行记录 {path} 的内容与它的键或答案不符，可能被改动过；请删去它或重新取得。")
     return run
 
 
