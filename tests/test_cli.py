@@ -496,6 +496,20 @@ def test_predict_refuses_what_is_no_image(cifar_model, tmp_path, capsys, name, c
     assert error.startswith("错误：") and name in error and error.count("\n") == 1
 
 
+def test_predict_tells_the_readable_images_beside_those_that_are_not(cifar_model, tmp_path, capsys):
+    (good, other) = sorted((paint(tmp_path / "photos", ["猫"], 2) / "猫").iterdir())
+    (tmp_path / "text.png").write_bytes(b"text")
+    files = [str(good), str(tmp_path / "text.png"), str(other), str(tmp_path / "no.png")]
+    assert cli.main(["predict", *files, "--json"]) == 2
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert [row["image"] for row in told["predictions"]] == [str(good), str(other)]
+    assert ["text.png" in told["errors"][0], "no.png" in told["errors"][1], len(told["errors"])] == [True, True, 2]
+    assert said.err.count("错误：") == 2
+    assert cli.main(["predict", *files]) == 2
+    assert capsys.readouterr().out.count("\n") == 2
+
+
 # --- for real -------------------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; return the exit status: 0, 2 for a user's error, 130 when interrupted."""
+    """Run one subcommand; return the exit status: 0, 2 for a user's error (also one of many files), 130 when interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Chinese gets question marks, no trace
     options = build_parser().parse_args(arguments)
@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps(result, ensure_ascii=str(sys.stdout.encoding).lower() != "utf-8", allow_nan=False))
         sys.stdout.flush()
+        if faults := result.get("errors"):  # the work is done but for these
+            raise UserError("\n错误：".join(faults))
     except BrokenPipeError:  # the reader, such as `head`, has enough; a later flush must not complain either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:

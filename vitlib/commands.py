@@ -21,12 +21,10 @@ def show_data(options: argparse.Namespace) -> dict[str, Any]:
 
     facts = describe(load(options.source, skip_unreadable=options.skip_unreadable))
     if not options.json:
-        side = facts["image_size"]
-        print(f"{facts['provenance']}\n数据指纹 {facts['fingerprint']}，图像 {side}×{side}")
+        print("{provenance}\n数据指纹 {fingerprint}，图像 {image_size}×{image_size}".format(**facts))
         for row in facts["classes"]:
             print(f"  {row['id']}  {row['name']}\t训练 {row['train']:>6,}\t测试 {row['test']:>6,}")
-        total = f"训练 {facts['train_images']:>6,}\t测试 {facts['test_images']:>6,}"
-        print(f"  合计\t{total}\t不平衡因子 {facts['imbalance']:.2f}")
+        print("  合计\t训练 {train_images:>6,}\t测试 {test_images:>6,}\t不平衡因子 {imbalance:.2f}".format(**facts))
     for line in [*facts["warnings"], *facts["skipped"]]:
         print(f"注意：{line}", file=sys.stderr)
     return facts
@@ -142,11 +140,10 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     from vitlib.use import predict_files
     from vitlib.weights import load_trained
 
-    rows = predict_files(load_trained(options.model), options.images)
-    if not options.json:
-        for row in rows:
-            print(f"{row['image']}\t{row['class']}\t{100 * row['confidence']:.1f} %")
-    return {"predictions": rows}
+    rows, faults = predict_files(load_trained(options.model), options.images)
+    for row in [] if options.json else rows:
+        print(f"{row['image']}\t{row['class']}\t{100 * row['confidence']:.1f} %")
+    return {"predictions": rows, "errors": faults}
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitlib.data import LabeledImages, read_image
 from vitlib.device import pick
+from vitlib.errors import UserError
 from vitlib.evaluate import predict
 from vitlib.progress import Progress
 from vitlib.rng import derive
@@ -32,17 +33,22 @@ def evaluate_images(trained: Trained, images: LabeledImages) -> dict[str, Any]:
     return {"accuracy": float(correct.double().mean()), "images": len(images), "per_class": per_class}
 
 
-def predict_files(trained: Trained, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return per file its path, the likeliest class, its confidence (0-1) and all probabilities by class name.
+def predict_files(trained: Trained, paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return per image its path, the likeliest class, its confidence (0-1) and all probabilities by class name.
 
-    Where the model answers with NaN, as the original does now and then, all are 0 and the class is the first.
+    Beside them, a sentence for each file that is no readable image: the others are told all the same. Where the model answers with NaN, as the original does now and then, all are 0 and the class is the first.
     """
-    rows = []
+    rows, faults = [], []
     with Progress(len(paths), "识别", unit="张", show=len(paths) > 100) as progress:
         for path in paths:
-            probabilities = _logits(trained, read_image(path, trained.image_size)[None]).softmax(1)[0].nan_to_num()
+            progress.advance()
+            try:
+                image = read_image(path, trained.image_size)
+            except UserError as error:
+                faults.append(str(error))
+                continue
+            probabilities = _logits(trained, image[None]).softmax(1)[0].nan_to_num()
             chances = dict(zip(trained.class_names, probabilities.tolist(), strict=True))
             likeliest, sure = max(chances.items(), key=lambda item: item[1])
             rows.append({"image": str(path), "class": likeliest, "confidence": sure, "probabilities": chances})
-            progress.advance()
-    return rows
+    return rows, faults
