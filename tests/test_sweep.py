@@ -1,6 +1,7 @@
 """Plans, their prices, sweeping them within a budget, and opening a section of the report."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -156,6 +157,14 @@ def test_profiles_and_plans_by_name():
     for name in ("quik", "full:99", "full:x", ""):
         with pytest.raises(UserError, match=r"smoke、quick、hours、days、full"):
             profile_named(name)
+    for field, value in (
+        ("seeds", "abc"),
+        ("images", 2.5),
+        ("images", 0),
+        ("epochs", -1),
+    ):  # from a notebook's parameters
+        with pytest.raises(UserError, match=f"{field}={value!r} 须为正整数"):
+            profile_named("quick", **{field: value})
     with pytest.raises(UserError, match=r"2\.1、2\.2、2\.3、2\.4、all"):
         jobs("2.9", PROFILES["quick"])
 
@@ -218,15 +227,15 @@ def test_a_sweep_trains_what_is_missing_in_the_order_given(shelf, data, training
     assert [(run.name, run.seed) for run in done.runs] == [
         ("toy-vit", 0), ("tuned", 0), ("quick", 0), ("quick", 1),
     ]  # fmt: skip
-    assert (done.trained, done.left) == (3, []) and missing(PLAN, data, shelf) == []
+    assert done.left == [] == missing(PLAN, data, shelf)
     again = sweep.sweep(PLAN, data, shelf, show=False)
-    assert again.trained == 0 and len(again.runs) == 4 and len(trainings) == 4
+    assert len(again.runs) == 4 and len(trainings) == 4
 
 
 def test_without_time_a_sweep_only_tells_what_is_left(shelf, data, trainings):
     shelf.get(QUICK, 0, data, show=False)
     done = sweep.sweep(PLAN, data, shelf, budget=-1.0, show=False)
-    assert [run.name for run in done.runs] == ["quick"] and done.trained == 0
+    assert [run.name for run in done.runs] == ["quick"]
     assert done.left == [PLAN[0], PLAN[1], PLAN[3]] and len(trainings) == 1
 
 
@@ -266,7 +275,7 @@ def test_workers_side_by_side_train_the_same_runs(shelf, data, tmp_path):
     nothing = sweep.sweep(PLAN[2:], data, pair, budget=-1.0, workers=2, show=False)
     assert (nothing.left, nothing.runs) == (PLAN[2:], [])
     done = sweep.sweep(PLAN[2:], data, pair, workers=2, show=False)
-    assert (done.trained, done.left) == (2, [])
+    assert (len(done.runs), done.left) == (2, [])
     for run, other in zip(expected, done.runs, strict=True):
         assert run.key == other.key and other.epochs == 2
 
@@ -320,6 +329,23 @@ def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
         parent.kill()
         parent.wait()
     until(lambda: not any(alive(child) for child in children))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a group of processes is interrupted as by Ctrl-C on POSIX only")
+def test_an_interrupted_sweep_of_two_workers_says_so_in_one_sentence(tmp_path):
+    environment = os.environ | {"CIFAR_VIT_RUNS": str(tmp_path / "runs")}
+    command = [sys.executable, "-m", "vitlib", "sweep", "2.3", "--profile", "quick", "--data", "synthetic"]
+    options = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    parent = subprocess.Popen([*command, "--workers", "2"], **options)
+    try:
+        until(lambda: len(list((tmp_path / "runs").glob("*.work"))) == 2)  # both are training
+        os.killpg(parent.pid, signal.SIGINT)
+        _, said = parent.communicate(timeout=120)
+    finally:
+        parent.kill()
+    assert parent.returncode == 130 and said.count("已中断") == 1
+    assert "Traceback" not in said and "Warning" not in said
 
 
 def until(happened, seconds=120.0):

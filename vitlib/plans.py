@@ -232,12 +232,15 @@ def tailed(data: Dataset, factor: float) -> Dataset:
 def profile_named(name: str, **overrides: int | None) -> Profile:
     """Return a profile by name; ``full:2`` is ``full`` up to its second tier.
 
-    ``images``, ``test_images``, ``epochs``, ``seeds`` and ``tier`` that are not None replace its own.
+    ``images``, ``test_images``, ``epochs``, ``seeds`` and ``tier`` that are not None replace its own. Raises UserError for
+    a profile that is not there, and for a number that is none.
     """
     base, _, tier = name.partition(":")
     if base not in PROFILES or (tier and tier not in map(str, TIERS)):
         raise UserError(f"没有叫 {name} 的档位；可用的档位：{'、'.join(PROFILES)}、auto（published 只用于报告）。")
     given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+    if wrong := [f"{k}={v!r}" for k, v in given.items() if type(v) is not int or v < (k != "epochs")]:
+        raise UserError(f"{'、'.join(wrong)} 须为正整数（轮数也可为 0）；请改正后重来。")
     if tier:
         # the first tier has one seed, more come with the second
         given = {"tier": int(tier)} | ({"seeds": 1} if tier == "1" else {}) | given

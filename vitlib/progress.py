@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm as auto_tqdm
@@ -14,6 +14,8 @@ from tqdm.std import tqdm as text_tqdm
 
 RELAY = "CIFAR_VIT_PROGRESS"
 """Environment variable naming a file: there a headless kernel leaves its state for the terminal that waits."""
+
+text_tqdm.set_lock(threading.RLock())  # its own is one for many processes, which an interrupted worker leaves behind
 
 
 class Progress:
@@ -34,9 +36,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
         self._tell("")
 

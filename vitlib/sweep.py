@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -39,7 +40,6 @@ class Swept:
     """What a sweep did: runs there now, in the plan's order, and the jobs left: no time, or a failed run before them."""
 
     runs: list[Run] = field(default_factory=list)
-    trained: int = 0
     left: list[Job] = field(default_factory=list)
 
 
@@ -104,7 +104,6 @@ def sweep(
             run = store.find(job.recipe, job.seed, tailed(data, job.factor))
             assert run is not None
             out.runs.append(run)
-            out.trained += id(job) in lacking
             progress.advance()
     return out
 
@@ -133,6 +132,7 @@ def _begin(data: Path, root: Path, published: Path, end: float | None, workers: 
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the sweep says that it was interrupted, once
 
 
 def _end_with_parent() -> None:
