@@ -30,7 +30,9 @@ LOCK_HEADER = """\
 # Every dependency at the version that is tested, for Python 3.11 and later on Linux, macOS and Windows.
 # Compiled from pyproject.toml, the one list of dependencies, by `python3 tasks.py lock`.
 """
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".zip"}
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy", ".zip"}
+MODELS = {".safetensors", ".onnx", ".pt2", ".pt", ".pth", ".data"}
+HIDDEN = {".ci", ".gitignore", ".gitattributes", ".pre-commit-config.yaml"}  # what is handed in of such names
 
 HELP = """\
 用法：make 任务          或：python3 tasks.py 任务
@@ -95,11 +97,17 @@ def setup(options=None):
     if found == wanted and PYTHON.exists():
         return
     start = time.monotonic()
-    if found == UNFINISHED or not succeeds(PYTHON, "-c", "import pip"):
+    anew = found == UNFINISHED or not succeeds(PYTHON, "-c", "import pip")
+    if anew:
         make_venv()
     STAMP.write_text(UNFINISHED)
     say("[2/2] 安装依赖（Linux 上约 6 GB，只有第一次要等几分钟）……")
-    install()
+    try:
+        install()
+    except subprocess.CalledProcessError:
+        if not anew:  # without a network, what worked before is all there is: keep it for the next try
+            STAMP.write_text(found)
+        raise
     STAMP.write_text(wanted)
     say(f"环境已就绪，用时 {time.monotonic() - start:.0f} 秒。")
 
@@ -195,6 +203,7 @@ def apt_install(package):
 
 def report(options):
     setup()
+    say(f"生成报告：PROFILE={options.profile} DATA={options.data}")  # a variable of the user's shell may be the reason
     what = ["--profile", options.profile, "--data", options.data]  # a path is relative to where the user is
     run(PYTHON, "-m", "vitlib", "report", *what, env=browser(), cwd=None)
 
@@ -237,14 +246,17 @@ def handin(options):
 
 
 def code_files(folder):
-    """Yield the project's own files; of pictures only those in docs, which the README shows."""
+    """Yield the project's own files; of pictures only those in docs, which the README shows, of models the published."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or path.name == "__pycache__" or path.suffix == ".egg-info":
             continue
+        if path.name[0] == "." and path.name not in HIDDEN:
+            continue
         if path.is_file():
-            if path.suffix.lower() not in IMAGES or folder == ROOT / "docs":
+            ours = {ROOT / "docs": IMAGES, ROOT / "report/weights": MODELS}.get(folder, set())
+            if path.suffix.lower() not in (IMAGES | MODELS) - ours:
                 yield path
-        elif path.name == ".ci" or not (path.name[0] == "." or path in (BUILD, ROOT / "dist", ROOT / "data")):
+        elif path not in (BUILD, ROOT / "dist", ROOT / "data") and not (path / "pyvenv.cfg").exists():
             yield from code_files(path)
 
 

@@ -97,6 +97,19 @@ def test_a_change_of_the_dependencies_installs_on_top(tasks, name):
     assert again and not any("--clear" in command for command in again)
 
 
+def test_an_update_that_fails_leaves_what_worked_before(tasks, monkeypatch):
+    """Without a network nothing could be installed anew."""
+    tasks.setup()
+    (tasks.ROOT / "requirements.lock").write_text("# changed\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "install", lambda: (_ for _ in ()).throw(subprocess.CalledProcessError(1, "uv")))
+        assert tasks.main(["setup"]) == 1
+    commands(tasks)
+    tasks.setup()
+    again = commands(tasks)
+    assert again and not any("--clear" in command for command in again)
+
+
 def test_a_moved_or_broken_environment_is_seen(tasks, monkeypatch):
     tasks.setup()
     before = tasks.fingerprint()
@@ -240,7 +253,7 @@ def test_what_is_not_known_is_refused(tasks, capsys):
     assert commands(tasks) == []
 
 
-def test_report_takes_profile_and_data_from_options_and_variables(tasks, monkeypatch):
+def test_report_takes_profile_and_data_from_options_and_variables(tasks, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "browser", lambda: {"CHROME": "/opt/chrome"})
     assert tasks.main(["report", "--profile", "smoke"]) == 0
     *_, (command, environment) = tasks.commands
@@ -250,6 +263,7 @@ def test_report_takes_profile_and_data_from_options_and_variables(tasks, monkeyp
     monkeypatch.setenv("DATA", "my data")
     tasks.main(["report"])
     assert commands(tasks)[-1].endswith("--profile quick --data my data")
+    assert "PROFILE=quick DATA=my data" in capsys.readouterr().out  # a variable may have been set long ago
 
 
 def test_make_passes_values_with_spaces(tmp_path):
@@ -316,13 +330,15 @@ def project(root):
     wanted = [
         "README.md",
         ".ci/run",
+        ".gitignore",
         "vitlib/data/sets.py",
         "docs/report.png",
         "report/weights/best.safetensors",
         "report/members.yml",
     ]
     unwanted = ["data/0/1.jpg", "mine/cat/1.JPG", "CIFAR10_balance.zip", ".git/config", ".venv/x.py", "build/runs/1.json",
-                "vitlib/__pycache__/a.pyc", "dist/a.whl"]  # fmt: skip
+                "vitlib/__pycache__/a.pyc", "dist/a.whl", ".env", "mine.safetensors", "best.onnx", "best.pt2", "mine/1.tif",
+                "venv/pyvenv.cfg", "venv/lib/x.py", "docs/mine.pt"]  # fmt: skip
     for name in wanted + unwanted:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
