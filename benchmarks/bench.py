@@ -37,14 +37,16 @@ def run(
     full: bool,
     seconds: float,
     models: Iterable[str] | None = None,
+    source: str = "auto",
     keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Measure everything and return it, JSON-able; ``keep`` is given what there is after each group of cells.
 
     full: the whole grid (batches 1, 128 and 512, every model compiled); otherwise what a processor can do in a
     quarter of an hour: training at batch 128, inference at 1 and 128, and only ours and timm's compiled.
-    ``seconds`` is the time for each group of cells that take turns. ``data`` feeds the data path. A peer whose library
-    is missing is left out, and told; the baseline may not be.
+    ``seconds`` is the time for each group of cells that take turns. ``data`` feeds the data path, and ``source`` names it
+    for the whole runs, each a process of its own. A peer whose library is missing is left out, and told; the baseline
+    may not be.
     """
     models, left_out = available(models or PEERS)
     if device.type == "cuda":
@@ -71,7 +73,7 @@ def run(
         "left_out": left_out,
         "memory": {name: peak_bytes(name, "bf16", 128) for name in models},
         "data_path": images_per_second(data, device, seconds),
-        "short_run": {"images": runs[0], "epochs": runs[1], **compare(*runs)},
+        "short_run": {"images": runs[0], "epochs": runs[1], **compare(source, *runs)},
     }
 
 
@@ -158,8 +160,8 @@ def tell(found: dict[str, Any]) -> None:
         engine = next(times for (name, _), times in steps.items() if name == "engine")
         middle, low, high = ratio(np.array(steps["original", AS_WRITTEN]), np.array(engine))
         print(f"\n训练：引擎是原系统原样训练的 {middle:.2f} 倍 [{low:.2f}, {high:.2f}]", end="")
-    memory = "、".join(f"{name} {size / 2**20:,.0f}" for name, size in found["memory"].items())
-    print(f"\n训练一步的内存峰值（MiB，批大小 128，bf16）：{memory}")
+    memory = "、".join(f"{name} {size / 2**20:,.0f}" for name, size in found["memory"].items() if size)
+    print(f"\n训练一步的内存峰值（MiB，批大小 128，bf16）：{memory or '只在 Linux 或 CUDA 上测量'}")
     path = {name: float(np.median(values)) for name, values in found["data_path"].items()}
     for name, rate in path.items():
         print(f"数据通路 {name}：{rate:,.0f} 图像/秒，为原系统的 {rate / path['original']:.1f} 倍")

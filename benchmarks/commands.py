@@ -14,7 +14,8 @@ from vitlib.device import pick
 def run_bench(options: argparse.Namespace, data: Dataset) -> dict[str, Any]:
     """Measure speed against the peers; ``--out`` holds the cells measured so far, whenever it ends."""
     keep = _keeper(options)
-    found = bench.run(data, pick(), full=options.full, seconds=options.seconds, models=options.models, keep=keep)
+    given = {"full": options.full, "seconds": options.seconds, "models": options.models, "source": options.data}
+    found = bench.run(data, pick(), **given, keep=keep)
     return _finish(found, bench.tell, options, keep)
 
 

@@ -4,9 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vitlib.device import pick
 
-def peak_bytes(name: str, mode: str, batch: int) -> int:
-    """Return the bytes that three training steps need on top of what the process has before it builds the model."""
+STATUS = Path("/proc/self/status")
+
+
+def peak_bytes(name: str, mode: str, batch: int) -> int | None:
+    """Return the bytes that three training steps need on top of what the process has before it builds the model.
+
+    None where neither a GPU nor Linux counts them.
+    """
+    if pick().type != "cuda" and not STATUS.exists():
+        return None
     command = [sys.executable, "-m", "benchmarks.memory", name, mode, str(batch)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     return int(done.stdout.split()[-1])
@@ -16,7 +25,6 @@ def _measure(name: str, mode: str, batch: int) -> int:
     import torch
 
     from benchmarks.steps import training_step
-    from vitlib.device import pick
 
     device = pick()
     before = 0 if device.type == "cuda" else _resident()
@@ -29,8 +37,7 @@ def _measure(name: str, mode: str, batch: int) -> int:
 def _resident(peak: bool = False) -> int:
     """Return the bytes of memory that the process has, or has had at most, as Linux counts them."""
     field = "VmHWM:" if peak else "VmRSS:"
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) * 1024
+    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field)) * 1024
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A whole short training run in a process of its own, from start-up to the test accuracy: ours against timm.
 
-``python -m benchmarks.short_run ours|timm IMAGES EPOCHS`` prints one JSON object. The peer is what a careful
+``python -m benchmarks.short_run ours|timm DATA IMAGES EPOCHS`` prints one JSON object. The peer is what a careful
 user of timm writes: ImageFolder-like data set of PIL pictures, torchvision's transforms, DataLoader, bf16
 autocast, fused AdamW. Both take the same images, epochs, batch size and augmentation (flip, crop by 4 pixels).
 """
@@ -16,25 +16,34 @@ from tempfile import TemporaryDirectory
 BATCH = 128
 
 
-def compare(images: int, epochs: int) -> dict[str, dict[str, float]]:
-    """Run both, one after the other, and return seconds from start to end of the process, and what they report."""
+def compare(source: str, images: int, epochs: int) -> dict[str, dict[str, float]]:
+    """Run both, one after the other, and return seconds from start to end of the process, and what they report.
+
+    ``source`` names the data as ``--data`` does; they have been read once before, so that neither pays for that.
+    """
     out = {}
     for name in ("ours", "timm"):
-        command = [sys.executable, "-m", "benchmarks.short_run", name, str(images), str(epochs)]
+        command = [sys.executable, "-m", "benchmarks.short_run", name, source, str(images), str(epochs)]
         begun = time.perf_counter()
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=_importable())
         out[name] = {"seconds": time.perf_counter() - begun} | json.loads(done.stdout.splitlines()[-1])
     return out
 
 
-def run_ours(images: int, epochs: int) -> dict[str, float]:
+def _importable() -> dict[str, str]:
+    """Return an environment that finds this package from any folder: ``source`` may be a path from where the user is."""
+    places = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+
+
+def run_ours(source: str, images: int, epochs: int) -> dict[str, float]:
     """Train the modern ViT by the engine, in a folder that is thrown away."""
     from vitlib.data import load
     from vitlib.device import pick
     from vitlib.engine import Trainer
     from vitlib.recipes import VIT
 
-    data = load().subset(images, min(images, 1000))
+    data = load(source).subset(images, min(images, 1000))
     recipe = VIT.but(protocol="refit", epochs=epochs, batch_size=BATCH)
     with TemporaryDirectory() as folder:
         outcome = Trainer(recipe, 0, data, pick(), Path(folder), show=False).run()
@@ -43,7 +52,7 @@ def run_ours(images: int, epochs: int) -> dict[str, float]:
     return {"accuracy": float(hits.double().mean()), **outcome.timing}
 
 
-def run_timm(images: int, epochs: int) -> dict[str, float]:
+def run_timm(source: str, images: int, epochs: int) -> dict[str, float]:
     """Train timm's model of the same shape by an ordinary loop."""
     import torch
     import torch.nn.functional as F
@@ -55,7 +64,7 @@ def run_timm(images: int, epochs: int) -> dict[str, float]:
     from vitlib.data import load
     from vitlib.device import pick
 
-    whole, device = load().subset(images, min(images, 1000)), pick()
+    whole, device = load(source).subset(images, min(images, 1000)), pick()
     normal = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
     crop = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
 
@@ -94,4 +103,4 @@ def run_timm(images: int, epochs: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"ours": run_ours, "timm": run_timm}[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps({"ours": run_ours, "timm": run_timm}[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))))

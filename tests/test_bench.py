@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from toy import CPU, toy
 
-from benchmarks import bench, datapath, probe, roofline, speedrun
+from benchmarks import bench, datapath, memory, probe, roofline, short_run, speedrun
 from benchmarks.peers import PEERS, build, original_as_written
 from benchmarks.roofline import Ceilings, floor
 from benchmarks.steps import AS_WRITTEN, inference, training_step
 from benchmarks.timing import interleave, ratio
 from vitlib import commands
+from vitlib.data import read_image
 from vitlib.engine import Trainer
 from vitlib.errors import UserError
 from vitlib.models import count, create_model
@@ -145,7 +146,22 @@ def test_ceilings_are_rates(monkeypatch):
     assert found.bandwidth == 2**26 * 4
 
 
-def test_the_data_path_makes_ready_the_same_pictures(monkeypatch):
+def test_the_data_path_reads_the_pictures_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(datapath, "BATCH", 8)
+    data = toy()
+    assert datapath._write_pictures(data, tmp_path, 20) == 20
+    files = {int(path.stem): path for path in tmp_path.rglob("*.jpg")}
+    assert {index: int(path.parent.name) for index, path in files.items()} == dict(
+        enumerate(data.train.labels[:20].tolist())
+    )
+    for index, path in files.items():
+        gap = read_image(path, 16).float() - data.train.images[index].float()
+        assert gap.mean((1, 2)).abs().max() < 8  # JPEG blurs the noise and keeps each channel's brightness
+    for pixels, labels in datapath._loader(str(tmp_path), 0):
+        assert pixels.shape[1:] == (3, 32, 32) and len(pixels) == len(labels) and pixels.abs().max() <= 1
+
+
+def test_three_data_paths_are_timed_in_turn(monkeypatch):
     monkeypatch.setattr(datapath, "BATCH", 8)
     rates = datapath.images_per_second(toy(), CPU, 0.0)
     assert set(rates) == {"original", "original, workers", "ours"}
@@ -176,7 +192,21 @@ def test_the_bench_measures_every_cell_against_the_baseline(monkeypatch, capsys,
         assert row["roofline"] > 0 and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert cells["train", "timm", "fp32"]["ratio"] == 1.0
     bench.tell(found)
-    assert "为原系统的 50.0 倍" in capsys.readouterr().out
+    assert "为原系统的 50.0 倍" in (told := capsys.readouterr().out) and "ours 1、timm 1" in told
+    bench.tell(found | {"memory": {"ours": None, "timm": None}})
+    assert "只在 Linux 或 CUDA 上测量" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_each_side_and_its_memory_are_measured_in_processes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # as a user may, whose path to the data is relative
+    found = short_run.compare("synthetic", 256, 1)
+    assert found.keys() == {"ours", "timm"}
+    assert all(0 < side["accuracy"] < 1 and side["seconds"] > 0 for side in found.values())
+    if memory.STATUS.exists():
+        assert memory.peak_bytes("ours", "fp32", 2) > 2**20
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "none")  # neither Linux nor CUDA
+    assert memory.peak_bytes("ours", "fp32", 2) is None
 
 
 def test_a_speedrun_reports_every_seed_and_whether_the_mean_reaches_the_target(capsys):

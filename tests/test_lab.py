@@ -16,7 +16,7 @@ from labreport.assembly.browser import find_browser
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TOKEN = "only-for-this-test"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="no Chromium-family browser")]
 
 
 @pytest.fixture

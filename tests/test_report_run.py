@@ -139,10 +139,12 @@ def test_chrome_overrides_and_must_exist(tmp_path, monkeypatch):
     [
         ("darwin", "Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge"),
         ("linux", "bin/google-chrome"),
+        ("linux", ".cache/ms-playwright/chromium-1234/chrome-linux/chrome"),
     ],
 )
 def test_browsers_are_found_where_each_system_keeps_them(system, place, tmp_path, monkeypatch):
-    monkeypatch.delenv("CHROME", raising=False)
+    for variable in ("CHROME", "PLAYWRIGHT_BROWSERS_PATH"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sys, "platform", system)
@@ -234,6 +236,7 @@ def test_the_pdf_has_pages_outline_text_contents_and_proper_fonts(printed):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium-family browser")
 def test_a_table_wider_than_the_page_is_told(tmp_path, capsys):
     row = "".join(f'<td style="white-space: nowrap">{"宽" * 30}</td>' for _ in range(4))
     head = "<meta charset='utf-8'><style>@page { size: A4; margin: 20mm }</style>"

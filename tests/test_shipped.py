@@ -1,5 +1,6 @@
 """The published weights side by side: whose records speak for them, and what is measured."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,8 @@ import torch
 import toy
 
 from labreport.analysis import assess, shipped
-from vitlib.data import TestSet
+from vitlib import use
+from vitlib.data import TestSet, load
 from vitlib.paths import weights_dir
 from vitlib.recipes import CPU_CHILD, CPU_VARIED
 from vitlib.store import Store
@@ -76,6 +78,17 @@ def test_the_mirror_image_counts_as_much_as_the_image(shelf):
     pixels = torch.arange(2 * 16.0).view(1, 2, 4, 4)
     assert torch.equal(both(pixels), both(pixels.flip(-1)))
     assert torch.equal(both(pixels)[0, :2], (pixels[0, 0, 0, :2] + pixels[0, 0, 0, [3, 2]]) / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("CIFAR_VIT_DATA"), reason="needs the course's data in CIFAR_VIT_DATA")
+@pytest.mark.parametrize("name", shipped.NAMES)
+def test_the_published_weights_answer_as_their_record_says(name):
+    trained = shipped.load_trained(name)
+    (run,) = [run for run in Store().all() if run.key == trained.story["key"]]
+    found = use.evaluate_images(trained, load("course").test)
+    assert found["images"] == len(run.labels) == 4870
+    assert found["accuracy"] == pytest.approx(run.accuracy, abs=0.003)  # rounded to fp16, and another processor
 
 
 def test_the_published_weights_have_their_records():

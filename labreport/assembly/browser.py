@@ -34,7 +34,9 @@ def find_browser() -> str | None:
         if found := shutil.which(os.path.expanduser(chosen)):
             return found
         raise UserError(f"环境变量 CHROME 指的“{chosen}”不是可以运行的程序；请改正它，或取消它以自动寻找浏览器。")
-    candidates: list[Path] = []
+    # where Playwright puts its own, and with it tasks.py on Ubuntu
+    store = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache/ms-playwright")
+    candidates = sorted(store.glob("chromium-*/chrome-linux*/chrome"))
     if sys.platform == "darwin":
         folders = (Path("/Applications"), Path.home() / "Applications")
         candidates = [folder / f"{name}.app/Contents/MacOS/{name}" for name in MAC for folder in folders]

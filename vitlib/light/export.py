@@ -111,16 +111,17 @@ def export(trained: Trained, data: Dataset, path: Path, int8: bool = False) -> d
     Returns per file its ``path``, ``bytes``, the median image's ``difference`` (largest over its logits), and
     the shares (0-1) of images with the ``same_answers`` and with ``close_logits`` (within a thousandth of the
     largest one). Where tokens are chosen, rounding may tip a choice between two nearly equal ones, in a few
-    images. Raises UserError when more than one image in 20 is not close, the images are of another size, the model is
-    ONNX already or ``path`` is no .onnx.
+    images. Raises UserError when more than one image in 20 is not close, the images are of another size or, for
+    ``int8``, of other classes, the model is ONNX already or ``path`` is no .onnx.
     """
     from vitlib.light import quantize
 
     if isinstance(trained.model, OnnxModel) or path.suffix != ".onnx":
         raise UserError(f"导出要求一份 PyTorch 的权重与一个 .onnx 文件名；请检查模型与 --out（{path}）。")
-    if data.image_size != trained.image_size:
+    if data.image_size != trained.image_size or (int8 and data.class_names != trained.class_names):
         raise UserError(
-            f"模型的图像边长是 {trained.image_size}，数据的是 {data.image_size}；请用 --data 指定同样大小的数据。"
+            f"数据 {data.name} 的图像边长是 {data.image_size}，模型的是 {trained.image_size}，或者两者的类别不同，不能用来"
+            "校准 int8；请用 --data 指定模型自己的数据。"
         )
     normalize = trained.recipe.normalize
     to_onnx(trained.model, trained.image_size, path, dict(trained.story))
