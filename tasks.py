@@ -12,10 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
-from subprocess import DEVNULL
 
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build"
@@ -88,15 +86,11 @@ def require_python():
     sys.exit(2)
 
 
-# ---------------------------------------------------------------- environment
-
-
 def setup(options=None):
     """Make `.venv` hold what the lock names; instant the second time, repaired after an interruption."""
     wanted, found = fingerprint(), STAMP.read_text() if STAMP.is_file() else ""
     if found == wanted and PYTHON.exists():
         return
-    start = time.monotonic()
     anew = found == UNFINISHED or not succeeds(PYTHON, "-c", "import pip")
     if anew:
         make_venv()
@@ -105,11 +99,10 @@ def setup(options=None):
     try:
         install()
     except subprocess.CalledProcessError:
-        if not anew:  # without a network, what worked before is all there is: keep it for the next try
-            STAMP.write_text(found)
+        STAMP.write_text(UNFINISHED if anew else found)  # without a network, what worked before is all there is
         raise
     STAMP.write_text(wanted)
-    say(f"环境已就绪，用时 {time.monotonic() - start:.0f} 秒。")
+    say("环境已就绪。")
 
 
 def fingerprint():
@@ -161,9 +154,6 @@ def lock(options):
     path.write_text(LOCK_HEADER + path.read_text())
 
 
-# -------------------------------------------------------------------- browser
-
-
 def browser():
     """Return the setting that names a browser for the PDF, after installing one where that is ours to do."""
     if os.environ.get("CHROME") or sys.platform != "linux":
@@ -196,9 +186,6 @@ def apt_install(package):
     os.environ.setdefault("DEBIAN_FRONTEND", "noninteractive")
     subprocess.call(["apt-get", "-qq", "update"])
     return subprocess.call(["apt-get", "-qq", "install", "-y", "--no-install-recommends", package]) == 0
-
-
-# ---------------------------------------------------------------------- tasks
 
 
 def report(options):
@@ -247,16 +234,14 @@ def handin(options):
 
 def code_files(folder):
     """Yield the project's own files; of pictures only those in docs, which the README shows, of models the published."""
+    ours = {ROOT / "docs": IMAGES, ROOT / "report/weights": MODELS}.get(folder, set())
     for path in sorted(folder.iterdir()):
-        if path.is_symlink() or path.name == "__pycache__" or path.suffix == ".egg-info":
+        hidden = path.name[0] == "." and path.name not in HIDDEN
+        if hidden or path.is_symlink() or path.name == "__pycache__" or path.suffix == ".egg-info":
             continue
-        if path.name[0] == "." and path.name not in HIDDEN:
-            continue
-        if path.is_file():
-            ours = {ROOT / "docs": IMAGES, ROOT / "report/weights": MODELS}.get(folder, set())
-            if path.suffix.lower() not in (IMAGES | MODELS) - ours:
-                yield path
-        elif path not in (BUILD, ROOT / "dist", ROOT / "data") and not (path / "pyvenv.cfg").exists():
+        if path.is_file() and path.suffix.lower() not in (IMAGES | MODELS) - ours:
+            yield path
+        elif path.is_dir() and path not in (BUILD, ROOT / "dist", ROOT / "data") and not (path / "pyvenv.cfg").exists():
             yield from code_files(path)
 
 
@@ -291,7 +276,9 @@ def run(*command, env=None, cwd=ROOT):
 
 def succeeds(*command):
     try:
-        return subprocess.call([str(part) for part in command], stdout=DEVNULL, stderr=DEVNULL) == 0
+        return (
+            subprocess.call([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+        )
     except OSError:
         return False
 

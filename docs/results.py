@@ -29,7 +29,9 @@ def rows(runs: list[Run]) -> list[str]:
         interval = f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]" if accuracy.n > 1 else ""
         devices = ", ".join(sorted({run.device for run in group}))
         first = group[0]
-        cells = [f"`{first.name}`", f"{first.params:,}", f"{first.data['train_images']:,}", first.epochs, accuracy.n]
+        start = first.recipe.init_from  # its epochs were learned from, too
+        epochs = f"{start.epochs} + {first.epochs}" if start else first.epochs
+        cells = [f"`{first.name}`", f"{first.params:,}", f"{first.data['train_images']:,}", epochs, accuracy.n]
         cells += [accuracy.percent + interval, devices]
         lines.append((-accuracy.mean, "| " + " | ".join(map(str, cells)) + " |"))
     return [line for _, line in sorted(lines)]

@@ -121,16 +121,22 @@ class Collapse(TypedDict):
     share: float
 
 
-def collapse(run: Any) -> Collapse | None:
-    """Return what a run gives as its answer when it hardly tells classes apart, else None.
+def collapse_bounds(run: Any) -> tuple[float, float]:
+    """Return the share (0-1) of the test images that no class may get, and the accuracy that always guessing one has.
 
-    That is when one of K classes gets more than 5/K of the test images (half of them for ten classes), or the
-    accuracy is within two standard errors of 1/K.
+    The first is 5/K for K classes (half of them for ten), with fewer classes half way from the largest one's share to all.
+    A run that gives a class more, or whose accuracy is within two standard errors of the second, has collapsed.
     """
+    guess = float(np.bincount(run.labels).max() / len(run.labels))
+    return min((1 + guess) / 2, 5 / len(run.data["class_names"])), guess
+
+
+def collapse(run: Any) -> Collapse | None:
+    """Return what a run gives as its answer when it hardly tells classes apart, else None; see :func:`collapse_bounds`."""
     classes, images = len(run.data["class_names"]), len(run.labels)
     given = np.bincount(run.predicted, minlength=classes) / images
-    chance = 1 / classes + 2 * np.sqrt((1 - 1 / classes) / classes / images)
-    if given.max() <= 5 / classes and run.accuracy > chance:
+    most, guess = collapse_bounds(run)
+    if given.max() <= most and run.accuracy > guess + 2 * np.sqrt(guess * (1 - guess) / images):
         return None
     return Collapse(answer=int(given.argmax()), share=float(given.max()))
 

@@ -105,6 +105,14 @@ def contenders(whole: Mapping[str, Sequence[Run]], best: str, judged: Mapping[st
     return [label for label in joined if {label, best} <= whole.keys() and not {label, best} <= judged.keys()]
 
 
+def set_aside(whole: Mapping[str, Sequence[Run]]) -> str:
+    """Return the recipe whose test accuracy was known when the first rule for ``best`` was given up, or nothing where
+    :func:`on_whole_data` does not hold it. That has happened, whatever is compared since (benchmarks/RECIPE.md).
+    """
+    label = titled(RECIPES["cpu-pooled"])
+    return label if label in whole else ""
+
+
 def blocks_share_told(recipes: Mapping[str, Recipe]) -> str:
     """Return how much of each recipe's model lies in the encoder's blocks, by label, as one Chinese clause."""
     told = []
@@ -145,9 +153,10 @@ def blocks_worth(name: str, runs: Sequence[Run]) -> str:
     """Return whether this recipe's own control shows that its blocks add anything, as one Chinese clause."""
     if not (gain := blocks_gains(runs).get(name)):
         return "它的编码器块值多少，没有去掉它们的对照，还不知道"
-    seen = f"有块的高 {points(gain.difference)} 个百分点" if gain.low > 0 else "看不出这些块提高了准确率"
-    few = f"（各 {min(gain.seeds)} 个种子，区间只计图像的抽样误差）" * (min(gain.seeds) < FEWEST_SEEDS)
-    return f"与去掉编码器块的对照相比{few}，{seen}"
+    clear, few = gain.low > 0 or gain.high < 0, min(gain.seeds) < FEWEST_SEEDS
+    seen = f"有块的{'高' if gain.difference > 0 else '低'} {points(abs(gain.difference))} 个百分点"
+    seen = seen + "，种子太少，证据不足" * few if clear else "看不出这些块提高了准确率"
+    return f"与去掉编码器块的对照相比{f'（各 {min(gain.seeds)} 个种子，区间只计图像的抽样误差）' * few}，{seen}"
 
 
 def blocks_told(recipes: Mapping[str, Recipe], runs: Sequence[Run]) -> str:

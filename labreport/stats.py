@@ -117,7 +117,7 @@ class Comparison:
         low, high = (-self.high, -self.low) if lower else (self.low, self.high)
         level = f"{'只计图像的抽样误差，' if few else ''}{100 * (1 - self.alpha):g} % 区间"
         gap = f"比{b}{'低' if lower else '高'} {points(abs(self.difference))} 个百分点"
-        finding = a + (gap if self.difference else f"与{b}的均值相同")
+        finding = a + (gap if abs(self.difference) >= 5e-5 else f"与{b}的均值相同")
         return spaced(f"{finding}（{level} [{points(low)}, {points(high)}]，{seeds}），{self._conclusion(few)}。")
 
     def _conclusion(self, few: bool) -> str:
@@ -210,9 +210,9 @@ def corrected(rows: Sequence[Comparison]) -> list[Comparison]:
 
 
 def above_zero(differences: Sequence[float], alpha: float = 0.05) -> Literal["成立", "不成立", "证据不足"]:
-    """Judge whether the mean of any measure's paired differences, one a seed, is above zero, by their t interval."""
+    """Judge whether the mean of paired differences, one a seed, is above zero for other seeds on these images."""
     found = summary(differences, alpha)
-    if found.n < FEWEST_SEEDS or found.low <= 0 <= found.high:
+    if found.n < FEWEST_SEEDS or not (found.low > 0 or found.high < 0):
         return "证据不足"
     return "成立" if found.low > 0 else "不成立"
 
@@ -243,7 +243,7 @@ def frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def judge(*comparisons: Comparison, expected: str | tuple[str, ...] = "较高") -> Literal["成立", "不成立", "证据不足"]:
-    """Whether a claim holds that needs ``expected`` of every comparison: one verdict against it refutes it."""
+    """Whether a claim holds that needs ``expected`` of every comparison: one verdict against it, 等价 too, refutes it."""
     wanted = (expected,) if isinstance(expected, str) else expected
     verdicts = [comparison.verdict for comparison in comparisons]
     if not verdicts:

@@ -84,9 +84,8 @@ def open_study(
         return Study(section, profile, _as_recorded(dataset, next(iter(found.values()))[0]), found)
     chosen = resolve(profile, dataset, images=images, epochs=epochs, seeds=seeds)
     dataset = chosen.cut(dataset)
-    # a value that a user adds may be in the table already: its runs must not count twice
-    labels = {entry.label: entry for entry in reversed(table)}
-    table = [entry for entry in table if labels[entry.label] is entry]
+    # a value that a user adds may be in the table already, beyond the profile's scope: it is trained, and once
+    table = [*{entry.label: entry for entry in table}.values()]
     wanted = [
         Job(chosen.fit(entry.recipe), seed, 0, entry.label, entry.factor)
         for entry in table
@@ -162,7 +161,8 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
     from, the one that serves most entries is taken, the larger one where two serve as many; entries cut to a
     long tail are served apart, each factor by its own. A recipe is known by its name and by what it is apart from
     its length, because a profile makes one run of two; by the name alone where full-size profiles alone train it, whose
-    length may be all that it is (a control of twice the epochs). Of several lengths of training the longest is taken.
+    length may be all that it is (a control of twice the epochs). Of several lengths of training the recipe's own is
+    taken, where it is there, else the longest that was trained under its name, else the longest.
     Stale records are used; the report's appendix marks them.
     """
     by_data: dict[str, list[Run]] = {}
@@ -176,12 +176,14 @@ def published_runs(table: Sequence[Entry], store: Store) -> dict[str, list[Run]]
         for entry in table:
             if entry.factor != factor or (factor and told(factor) not in candidates[0].data["provenance"]):
                 continue
-            mine = [run for run in candidates if run.name == entry.recipe.name]
+            mine = own = [run for run in candidates if run.name == entry.recipe.name]
             if entry.scope < plans.FULL:
                 like = SHORTEST.fit(entry.recipe).spec()
-                mine = [run for run in candidates if specs[run.key] == like] + mine
-            longest = max((run.epochs for run in mine), default=0)
-            by_seed = {run.seed: run for run in mine if run.epochs == longest}  # its own name is the last to be put in
+                mine = [run for run in candidates if specs[run.key] == like] + own
+            length = max((run.epochs for run in own or mine), default=0)
+            if any(run.epochs == entry.recipe.epochs for run in mine):
+                length = entry.recipe.epochs
+            by_seed = {run.seed: run for run in mine if run.epochs == length}  # its own name is the last to be put in
             if mine:
                 out[entry.label] = [by_seed[seed] for seed in sorted(by_seed)]
         return out

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import resource
 import shutil
 import tempfile
 import zipfile
@@ -18,6 +17,7 @@ from PIL import Image
 from vitlib.data import load, load_images, tree
 
 CLASSES = ["猫", "狗"]
+resource = pytest.importorskip("resource", reason="limits of memory are POSIX's")
 
 
 @pytest.fixture

@@ -129,6 +129,8 @@ def test_a_report_publishes_its_runs_and_its_own_profiles_measurements(tmp_path,
     assert names == [f"{run.name}-s0-{run.key}.json", "2.4-speed.json"]
     assert all((tmp_path / "results" / part).is_file() for part in (names[0], "measured/2.4-speed.json"))
     assert measured(study("published", run.key), "speed", never)["images"] == 20
+    measured(study("quick", "c"), "speed", lambda: {"images": 1})  # of the same profile with other epochs, say
+    assert [path.name for path in module.publish_report("auto", "course")] == names[:1]
     measured(study("quick", run.key), "speed", lambda: {"images": 0})  # as where the weights are missing
     assert [path.name for path in module.publish_report("auto", "course")] == names[:1]
     assert measured(study("published", run.key), "speed", never)["images"] == 20

@@ -136,6 +136,10 @@ def test_a_run_collapses_when_one_answer_serves_most_images_or_it_only_guesses()
     assert collapse(fake_run(labels, labels, names)) is None
     two = np.repeat([0, 1], 100)
     assert collapse(fake_run(two, two, ["a", "b"])) is None  # of two classes one has always half
+    assert collapse(fake_run(np.zeros_like(two), two, ["a", "b"]))["share"] == 1
+    uneven = np.repeat([0, 1, 2], [80, 10, 10])
+    assert collapse(fake_run(uneven, uneven, ["a", "b", "c"])) is None  # that most are of one class is no collapse ...
+    assert collapse(fake_run(np.zeros_like(uneven), uneven, ["a", "b", "c"]))  # ... to say so of all is one
 
 
 def test_the_epoch_from_which_a_curve_stays_near_its_end():

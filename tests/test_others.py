@@ -123,7 +123,9 @@ def test_what_the_blocks_are_worth_is_told_from_a_trial_without_them():
     assert "不知道" in others.blocks_told(recipes, [trial("cpu-wide", [0.9] * 10), elsewhere])
     pair = [trial("cpu-wide", [0.9] * 10), bare]
     worth = others.blocks_worth("cpu-wide", pair)
-    assert "有块的高 10.0 个百分点" in worth and "各 1 个种子" in worth and "各 1 个种子" in told
+    assert "有块的高 10.0 个百分点，种子太少，证据不足" in worth and "各 1 个种子" in worth and "各 1 个种子" in told
+    worse = [trial("cpu-wide", [0.7] * 10), bare]
+    assert "有块的低 10.0 个百分点，种子太少，证据不足" in others.blocks_worth("cpu-wide", worse)
     assert "不知道" in others.blocks_worth("cpu-settled", pair)  # the control of another recipe says nothing of it
     assert "cpu-settled（30 轮）还没有这样的对照" in others.blocks_told(
         recipes | {"cpu-settled（30 轮）": RECIPES["cpu-settled"]}, pair
@@ -176,6 +178,7 @@ def test_recipes_that_joined_after_the_published_best_are_told_until_the_validat
     assert others.contenders(whole, best, {mild: run()}) == [pooled, mild] and others.contenders(whole, "", {}) == []
     assert others.contenders(whole, best, {mild: run(), best: run()}) == [pooled]
     assert others.contenders(whole, best, dict.fromkeys((mild, best, pooled), run())) == []
+    assert others.set_aside(whole) == pooled and others.set_aside({best: [run()]}) == ""  # whatever is judged since
     assert others.listed({mild: [run()] * 2}) == "cpu-mild（16 轮，2 个种子）的测试准确率是 70.0 ± 0.0 %"
 
 

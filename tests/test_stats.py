@@ -244,7 +244,7 @@ def test_claims_hold_fail_or_stay_open():
 def test_any_measures_differences_are_judged_by_their_interval_and_three_seeds():
     assert above_zero([0.2, 0.3, 0.25]) == "成立" and above_zero([-0.2, -0.3, -0.25]) == "不成立"
     assert above_zero([0.2, 0.3]) == above_zero([0.5]) == "证据不足"  # too few seeds, however clear
-    assert above_zero([0.2, -0.1, 0.3]) == "证据不足"
+    assert above_zero([0.2, -0.1, 0.3]) == above_zero([np.nan, 1, 2]) == "证据不足"
 
 
 def test_pairs_of_their_own_are_corrected_as_one_table_too():

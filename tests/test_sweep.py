@@ -398,6 +398,9 @@ def test_a_section_opens_with_its_runs_in_the_order_of_its_table(shelf, data, se
     assert [*more.runs] == ["甲", "丙"] and [len(runs) for runs in more.runs.values()] == [1, 1]
     assert [row["轮数"] for row in more.rows()] == [2, 2] and more.rows()[0]["配置"] == "甲"
     assert len(trainings) == 4
+    beyond = [Entry("乙", VIT, 1)]  # in the table, beyond the profile's scope, and wanted by a user all the same
+    asked = open_study("9.9", "tiny", data, store=shelf, show=False, seeds=1, extra=beyond)
+    assert [*asked.runs] == ["甲", "乙"] and len(asked.runs["乙"]) == 1
 
 
 def test_what_will_be_trained_is_told_with_its_price_before_it_is(shelf, data, section, trainings, capsys, monkeypatch):
@@ -444,6 +447,25 @@ def test_published_sections_compare_runs_of_one_data_set_only(shelf, data, secti
     assert open_study("9.8", "published", other, store=shelf, show=False).data is other
     with pytest.raises(UserError, match=r"没有这一节要用的运行记录（toy-original）"):
         published_runs([Entry("丁", ORIGINAL, 1)], shelf)
+
+
+def test_published_records_of_full_size_serve_each_entry_at_its_own_length(shelf, monkeypatch):
+    """At a profile's length `vit`, its controls and its settings are one run; at full size each has its own."""
+    about = {"fingerprint": "f", "train_images": 1, "provenance": ""}
+    made = [
+        SimpleNamespace(
+            name=job.recipe.name, recipe=job.recipe, seed=job.seed, epochs=job.recipe.epochs, data=about,
+            key=job.recipe.key(job.seed, "f"),
+        )
+        for job in jobs("all", profile_named("full")) if not job.factor
+    ]  # fmt: skip
+    monkeypatch.setattr(study, "_published", lambda store: made)
+    for name, table in SECTIONS.items():
+        found = published_runs(table, shelf)
+        for entry in table:
+            if not entry.factor:
+                assert {run.epochs for run in found[entry.label]} == {entry.recipe.epochs}, (name, entry.label)
+                assert {run.recipe.spec() == entry.recipe.spec() for run in found[entry.label]} == {True}
 
 
 def test_stale_records_must_be_accepted_by_name(shelf, data, monkeypatch, capsys):

@@ -107,7 +107,7 @@ def knob(name: str, value: Any, scope: int = BRIEF) -> Entry:
 
     Several at once: their names joined by "+", as in ``"d_model+num_heads"``, and as many values in a list.
     """
-    names, values = name.split("+"), list(value) if "+" in name else [value]
+    names, values = name.split("+"), list(value) if "+" in name and isinstance(value, list | tuple) else [value]
     if len(names) != len(values):
         raise UserError(f"{name} 是 {len(names)} 个参数，而给了 {len(values)} 个值 {values}；请一个参数给一个值。")
     label = "、".join(map(knobs.told, names, values))

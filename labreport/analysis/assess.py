@@ -19,18 +19,20 @@ from vitlib.plans import Entry
 from vitlib.record import Run
 
 LOSS, WORST = 0.003, 0.010  # the mean loss of accuracy and its upper bound that count as "no clear loss"
-KEEPS, LOSES, OPEN, FEW = "达标", "有损失", "未能证明", "证据不足"
+KEEPS, LOSES, OPEN, FEW, FALLEN = "达标", "有损失", "未能证明", "证据不足", "已退化"
 OUTCOMES = {
     KEEPS: "达标",
     LOSES: "准确率有损失（差异显著）",
     OPEN: "未能证明没有明显的损失（差异不显著）",
     FEW: f"种子少于 {FEWEST_SEEDS} 个、证据不足",
+    FALLEN: "有的种子已退化、不下结论",  # not of keeps_accuracy: who asks it sees to that
 }
 JUDGED = {  # the same of one method, as the predicate of a sentence
     KEEPS: "准确率没有明显的损失",
     LOSES: "准确率有损失",
     OPEN: "未能证明准确率没有明显的损失",
     FEW: "因种子太少而不判断准确率",
+    FALLEN: "因有的种子已退化而不判断准确率",
 }
 
 

@@ -75,7 +75,7 @@ def publish_report(profile: str, data: str) -> list[Path]:
     """Copy the records and measurements of the report of a profile to the published ones; return their paths.
 
     A measurement on the same runs that is published already stays: here the weights may be missing. To replace it,
-    delete it first.
+    delete it first. One on runs that are not published, such as of a profile with other epochs, is no part of it.
 
     Raises UserError for a record too large to go with the project.
     """
@@ -86,8 +86,10 @@ def publish_report(profile: str, data: str) -> list[Path]:
     out = [store.publish(run) for run in runs if run]
     folder = results_dir() / "measured"
     folder.mkdir(parents=True, exist_ok=True)
+    there = {path.stem.rpartition("-")[2] for path in results_dir().glob("*.json")}
     for path in sorted((runs_dir() / "measured" / chosen.name).glob("*.json")):
-        if _read(folder / path.name, json.loads(path.read_text("utf-8"))["runs"], later=False) is not None:
+        made_on = json.loads(path.read_text("utf-8"))["runs"]
+        if not there.issuperset(made_on) or _read(folder / path.name, made_on, later=False) is not None:
             continue
         write_atomic(folder / path.name, path.read_bytes())
         out.append(folder / path.name)
