@@ -1,9 +1,10 @@
 """The four notebooks: how they are stored, that what they say comes from their runs, and that they run.
 
-Running them, each from a fresh store, is slow.
+Running them, from a store that holds nothing at first, is slow.
 """
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import toy
 from data_helpers import class_files, write_folder
 
+from labreport.assembly.browser import find_browser
 from labreport.assembly.document import merge
 from labreport.assembly.exporter import to_html
 from labreport.assembly.front import gather
@@ -176,3 +178,18 @@ def test_the_report_is_made_from_records_alone(tmp_path):
     html = page(sorted((tmp_path / "out").glob("*.ipynb")))
     assert "没有权重，本次不报告准确率" in html and "玩具数据" in html
     assert "各 3 个种子" in html and "种子少于 3 个" not in html
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("CIFAR_VIT_DATA"), reason="needs the course's data in CIFAR_VIT_DATA")
+def test_the_published_report_is_made_from_the_published_records_alone(tmp_path):
+    environment = os.environ | {"CIFAR_VIT_RUNS": str(tmp_path / "runs")}
+    command = [sys.executable, "-m", "vitlib", "report", "--profile", "published", "--out", tmp_path / "out", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = json.loads(done.stdout)
+    assert made["profile"] == "published" and 10**6 < Path(made["html"]).stat().st_size < 4 * 2**20
+    if find_browser():
+        assert 10**6 < Path(made["pdf"]).stat().st_size < 4 * 2**20
+    assert not [*(tmp_path / "runs").rglob("record.json")], "a run was trained"
+    assert not [*(tmp_path / "runs").rglob("measured/*/*.json")], "something was measured anew"
