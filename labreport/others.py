@@ -153,10 +153,10 @@ def blocks_worth(name: str, runs: Sequence[Run]) -> str:
     """Return whether this recipe's own control shows that its blocks add anything, as one Chinese clause."""
     if not (gain := blocks_gains(runs).get(name)):
         return "它的编码器块值多少，没有去掉它们的对照，还不知道"
-    clear, few = gain.low > 0 or gain.high < 0, min(gain.seeds) < FEWEST_SEEDS
-    seen = f"有块的{'高' if gain.difference > 0 else '低'} {points(abs(gain.difference))} 个百分点"
-    seen = seen + "，种子太少，证据不足" * few if clear else "看不出这些块提高了准确率"
-    return f"与去掉编码器块的对照相比{f'（各 {min(gain.seeds)} 个种子，区间只计图像的抽样误差）' * few}，{seen}"
+    (n, m), clear = gain.seeds, gain.low > 0 or gain.high < 0
+    few = f"（{f'各 {n}' if n == m else f'{n} 与 {m}'} 个种子，区间只计图像的抽样误差）" * (min(n, m) < FEWEST_SEEDS)
+    seen = f"有块的{'高' if gain.difference > 0 else '低'} {points(abs(gain.difference))} 个百分点{'，种子太少，证据不足' * bool(few)}"
+    return f"与去掉编码器块的对照相比{few}，{seen if clear else '看不出这些块提高了准确率'}"
 
 
 def blocks_told(recipes: Mapping[str, Recipe], runs: Sequence[Run]) -> str:

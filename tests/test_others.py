@@ -124,6 +124,9 @@ def test_what_the_blocks_are_worth_is_told_from_a_trial_without_them():
     pair = [trial("cpu-wide", [0.9] * 10), bare]
     worth = others.blocks_worth("cpu-wide", pair)
     assert "有块的高 10.0 个百分点，种子太少，证据不足" in worth and "各 1 个种子" in worth and "各 1 个种子" in told
+    second = trial("cpu-wide", [0.9] * 10)
+    second.seed, second.key = 1, "another"
+    assert "2 与 1 个种子" in others.blocks_worth("cpu-wide", [*pair, second])
     worse = [trial("cpu-wide", [0.7] * 10), bare]
     assert "有块的低 10.0 个百分点，种子太少，证据不足" in others.blocks_worth("cpu-wide", worse)
     assert "不知道" in others.blocks_worth("cpu-settled", pair)  # the control of another recipe says nothing of it
