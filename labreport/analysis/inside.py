@@ -68,15 +68,15 @@ def portrait(model: ViT, test: Tensor, right: np.ndarray, held: LabeledImages, n
     }
     if weight is not None and weight.ndim == 4 and weight.shape[1] == 3:
         rows, source = weight.flatten(1), torch.Generator().manual_seed(0)
-        by_chance = [_first_six(torch.randn(rows.shape, generator=source)) for _ in range(20)]
+        by_chance = [first_six(torch.randn(rows.shape, generator=source)) for _ in range(20)]
         out["filters"] = weight[rows.norm(dim=1).argsort(descending=True)[:64]]
-        out["components"] = [_first_six(rows), min(rows.shape), np.mean(by_chance), np.std(by_chance, ddof=1)]
+        out["components"] = [first_six(rows), min(rows.shape), np.mean(by_chance), np.std(by_chance, ddof=1)]
     return {
         name: value.double().numpy().round(4) if isinstance(value, Tensor) else value for name, value in out.items()
     }
 
 
-def _first_six(rows: Tensor) -> float:
+def first_six(rows: Tensor) -> float:
     """Return the share (0-1) of the variance of rows (D, n) in their first six principal components."""
     energy = torch.linalg.svdvals(rows - rows.mean(dim=0)).square()
     return float(energy[:6].sum() / energy.sum())
