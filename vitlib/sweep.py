@@ -132,7 +132,8 @@ def _begin(data: Path, root: Path, published: Path, end: float | None, workers: 
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the sweep says that it was interrupted, once
+    # later than the sweep, which says that it was interrupted, once, and would take this for a crash
+    signal.signal(signal.SIGINT, lambda *_: threading.Timer(3.0, os._exit, (130,)).start())
 
 
 def _end_with_parent() -> None:
