@@ -213,20 +213,24 @@ def test_a_price_list_tells_what_is_there_and_what_the_rest_costs(shelf, data, m
             assert tier[column] == pytest.approx(expected[tier["tier"]] / 60) and tier[column] > 0
 
 
-def test_calibration_counts_three_forward_passes_an_image_and_not_the_step_that_warms_up(monkeypatch):
+def test_calibration_counts_three_forward_passes_an_image_and_neither_the_counting_nor_what_warms_up(monkeypatch):
     now, shown = [0.0], []
+
+    def counted(model):
+        now[0] += 1000.0
+        return SimpleNamespace(flops=1000)
 
     class Model(nn.Linear):
         def forward(self, x):
-            now[0] += 2.0 if shown else 100.0
+            now[0] += 2.0 if len(shown) > 1 else 100.0
             shown.append(len(x))
             return super().forward(x.flatten(1)[:, :4])
 
     monkeypatch.setattr(sweep, "build_model", lambda *_: Model(4, 10))
-    monkeypatch.setattr(sweep, "count", lambda model: SimpleNamespace(flops=1000))
+    monkeypatch.setattr(sweep, "count", counted)
     monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
     assert sweep.calibrate(CPU, seconds=9.0) == 3 * 1000 * shown[0] / 2.0
-    assert len(shown) == 6  # the warm-up, and what fits into nine seconds
+    assert len(shown) == 7  # two that warm up, and what fits into nine seconds
 
 
 # --- sweeping -------------------------------------------------------------------------------------

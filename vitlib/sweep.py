@@ -148,19 +148,19 @@ def _work(job: Job) -> bool:
 
 def calibrate(device: torch.device, seconds: float = 2.0) -> float:
     """Return the floating-point operations per second that training the modern ViT reaches here."""
-    model = build_model(VIT, 10, 32).to(device)
-    batch = 32 if device.type == "cpu" else VIT.batch_size
+    model, batch = build_model(VIT, 10, 32).to(device), 32 if device.type == "cpu" else VIT.batch_size
     images = torch.randn(batch, 3, 32, 32, device=device)
-    steps, started = 0, time.monotonic()
-    while steps < 3 or time.monotonic() - started < seconds:
-        if steps == 1:  # the first step warms up
+    flops = 3.0 * count(model).flops * batch  # before the clock runs: counting takes longer than the steps
+    steps, started = -2, time.monotonic()
+    while steps < 2 or (elapsed := time.monotonic() - started) < seconds:
+        if steps == 0:  # the first two warm up
             started = time.monotonic()
         with autocast(device):
             loss = model(images).float().square().mean()
         loss.backward()
         float(loss.detach())
         steps += 1
-    return 3.0 * count(model).flops * batch * (steps - 1) / (time.monotonic() - started)
+    return flops * steps / elapsed
 
 
 def costs(todo: Sequence[Job]) -> dict[str, int]:
