@@ -63,7 +63,7 @@ def test_the_joint_figure_names_the_front_and_nothing_else():
     data = points()
     data.loc[0, "accuracies"] = data.loc[0, "accuracies"][:1]  # a smaller mean at the same cost
     fig = figures.joint(data, IMAGES)
-    best = figures.front(data.assign(percent=[np.mean(each) for each in data["accuracies"]]))
+    best = figures.front(data.assign(percent=[np.mean(each) for each in data["accuracies"]]), "flops", "percent")
     assert list(best["flops"]) == sorted(best["flops"]) and best["percent"].is_monotonic_increasing
     assert "图像块大小 2" not in list(best["label"])
     assert [text.get_text() for text in fig.axes[0].texts] == list(best["label"])

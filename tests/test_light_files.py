@@ -362,13 +362,3 @@ def test_a_model_is_faster_only_beyond_its_interval():
     steady, noisy = np.ones(20), np.linspace(0.8, 1.25, 20)
     assert [latency.pace(base, steady) for base in (2 * steady, steady / 2, noisy)] == ["更快", "更慢", "分不出快慢"]
     assert latency.pace(2 * steady[:5], steady[:5]) == "分不出快慢"  # too few rounds for an interval
-
-
-def test_weights_of_other_bits_behind_the_latency_are_told():
-    both = {"weight_bits": 7}
-    assert quantised.timed_bits(both) is None and quantised.told_bits(both) == quantised.told_bits({}) == ""
-    apart = both | {"times_weight_bits": 8, "answers_from": "甲机 "}
-    assert quantised.timed_bits(apart) == 8
-    assert "8 位" in quantised.told_bits(apart) and "现在的 7 位权重，准确率另在甲机上测得" in quantised.told_bits(
-        apart
-    )

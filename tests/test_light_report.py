@@ -249,7 +249,7 @@ def test_the_tradeoff_shows_every_family_its_models_and_its_front():
 
 def test_the_front_takes_the_better_of_two_trainings_of_a_network():
     twins = pd.DataFrame({"label": ["差", "好"], "accuracy": [0.8, 0.9], "seconds": [0.01, 0.01]})
-    assert figures.front(twins)["label"].tolist() == ["好"]
+    assert figures.front(twins, "seconds", "accuracy")["label"].tolist() == ["好"]
     fig = figures.tradeoff(twins.assign(family="大", bytes=1e6, origin=""))
     paths = [disc.get_paths()[0].vertices.shape for disc in fig.axes[0].collections]
     assert paths[0] != paths[1]  # of one place, so of two shapes

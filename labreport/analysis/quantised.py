@@ -4,9 +4,7 @@ Dynamic: the scale of activations is found anew for every input. Static: it is f
 images. Weight-only: small integers are stored, and unpacked to float32 for the computation.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -55,19 +53,3 @@ def weight_only(path: Path, out: Path, bits: int = 8) -> Path:
         quantizer = MatMulNBitsQuantizer(onnx.load(path), bits=bits, block_size=32, is_symmetric=True)
         quantizer.process()
     return write(quantizer.model.model, out)
-
-
-def timed_bits(found: Mapping[str, Any]) -> int | None:
-    """Return the bits of the weights when a measurement's latency was taken, where its answers came later with others."""
-    was = found.get("times_weight_bits", found.get("weight_bits"))
-    return None if was == found.get("weight_bits") else was
-
-
-def told_bits(found: Mapping[str, Any]) -> str:
-    """Say that a measurement's latency and its answers are of weights of different bits; nothing where they are not."""
-    if not (was := timed_bits(found)):
-        return ""
-    return (
-        f"延迟测得较早，当时 int8 的权重用 {was} 位；文件大小与准确率用的是现在的 {found['weight_bits']} 位权重，"
-        f"准确率另在{found['answers_from'].strip()}上测得。"
-    )

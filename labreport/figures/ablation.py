@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from labreport import stats
 from labreport.figures.pictures import WIDTH
-from labreport.figures.plots import MARKERS, _legend_below, _palette
+from labreport.figures.plots import MARKERS, _legend_below, _palette, front
 
 COLUMNS = {"flops": "MFLOPs", "latency": "推理 / （毫秒 / 张）", "memory": "训练内存 / MiB"}
 
@@ -79,7 +79,7 @@ def joint(points: pd.DataFrame, images: int) -> Figure:
     for _, few in points[[len(group) < stats.FEWEST_SEEDS for group in points["accuracies"]]].iterrows():
         colour, marker = _palette(knobs)[few["knob"]], MARKERS[knobs.index(few["knob"])]
         ax.scatter(few["at"], few["percent"], s=40, marker=marker, facecolor="white", edgecolor=colour, zorder=3)
-    best = front(points)
+    best = front(points, "flops", "percent")
     ax.step(best["at"], best["percent"], where="post", color="0.7", linewidth=1, label="前沿", zorder=1)
     for left, (_, point) in enumerate(best.iterrows(), start=1 - len(best)):  # beside the bar, above the front
         ax.annotate(
@@ -91,12 +91,6 @@ def joint(points: pd.DataFrame, images: int) -> Figure:
     _few_ticks(ax)
     _legend_below(fig, [ax])
     return fig
-
-
-def front(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the settings on the Pareto front, cheapest first; columns ``flops`` and ``percent``."""
-    ranked = points.sort_values(["flops", "percent"], ascending=[True, False])
-    return ranked[ranked["percent"] > ranked["percent"].cummax().shift(fill_value=-np.inf)]
 
 
 def beside_printed(settings: Mapping[str, tuple[float, Sequence[float]]], more: Sequence[float] = ()) -> Figure:

@@ -14,16 +14,10 @@ from matplotlib.ticker import LogLocator
 
 from labreport.analysis.kernels import Row
 from labreport.figures.pictures import WIDTH
-from labreport.figures.plots import MARKERS, _legend_below, _palette
+from labreport.figures.plots import MARKERS, _legend_below, _palette, front
 from labreport.stats import spaced
 
 NOTE = "面积为模型文件的大小，空心为基线与对照，橙色为 int8；\n箭头从浮点模型指向它的 int8 版本，形状不同的是同一个网络的不同训练，阶梯线为前沿"
-
-
-def front(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other beats in both ``accuracy`` and ``seconds``, the fastest first."""
-    ranked = table.sort_values(["seconds", "accuracy"], ascending=[True, False])
-    return ranked[ranked["accuracy"] > ranked["accuracy"].cummax().shift(fill_value=-np.inf)]
 
 
 def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
@@ -53,7 +47,7 @@ def tradeoff(table: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
                 facecolor="none" if row.label in baselines else colour, label=f"{number} {row.label}",
                 zorder=3 if row.label in baselines else 2,
             )  # fmt: skip
-        best = front(rows)
+        best = front(rows, "seconds", "accuracy")
         ax.step(1e3 * best["seconds"], 100 * best["accuracy"], where="post", color="0.75", linewidth=1, zorder=0)
         ax.set(ylabel="测试准确率 / %", xscale="log")
         ax.margins(0.08, 0.15)

@@ -226,6 +226,12 @@ def _crowded(names: Sequence[str]) -> bool:
     return len(names) * (1 + max(map(text_width, names))) > 60
 
 
+def front(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
+    """Return the rows that no other beats in both columns, ``cost`` and ``gain`` (the Pareto front), cheapest first."""
+    ranked = table.sort_values([cost, gain], ascending=[True, False])
+    return ranked[ranked[gain] > ranked[gain].cummax().shift(fill_value=-np.inf)]
+
+
 def _palette(labels: Iterable[str]) -> dict[str, Any]:
     """Colours by label; a baseline is nearly black in every figure, so that panels can be compared by it."""
     labels = list(labels)
