@@ -137,12 +137,15 @@ def install():
 
 
 def uv_environment(pip):
-    """Give uv the mirror and the certificate that pip was given: uv does not read pip's settings."""
+    """Give uv the mirror and the certificate that pip was given, whose settings it does not read, and pip's compiling.
+
+    Under PYTHONDONTWRITEBYTECODE, set in many containers, every kernel and command would compile torch by itself.
+    """
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout
     settings = dict(re.findall(r"^\S+?\.([\w-]+)='(.*)'$", listed, flags=re.MULTILINE))
     names = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
     given = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs)}
-    return {"UV_HTTP_TIMEOUT": "180", **given, **os.environ}
+    return {"UV_HTTP_TIMEOUT": "180", "UV_COMPILE_BYTECODE": "1", **given, **os.environ}
 
 
 def lock(options):
@@ -276,9 +279,7 @@ def run(*command, env=None, cwd=ROOT):
 
 def succeeds(*command):
     try:
-        return (
-            subprocess.call([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
-        )
+        return subprocess.run([str(part) for part in command], capture_output=True).returncode == 0
     except OSError:
         return False
 

@@ -164,7 +164,7 @@ def test_uv_gets_the_mirror_that_pip_was_given(monkeypatch, tmp_path):
     pip = [sys.executable, tmp_path / "pip.py"]
     given = tasks.uv_environment(pip)
     assert given["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
-    assert "SSL_CERT_FILE" not in given
+    assert "SSL_CERT_FILE" not in given and given["UV_COMPILE_BYTECODE"] == "1"
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://chosen.example/simple")
     assert tasks.uv_environment(pip)["UV_DEFAULT_INDEX"] == "https://chosen.example/simple"
 
