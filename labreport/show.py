@@ -21,6 +21,7 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.font_manager import fontManager
 
+from labreport.figures.pictures import few_colours
 from labreport.stats import spaced
 from labreport.tables import to_html
 from vitlib.errors import UserError
@@ -276,8 +277,7 @@ def _display_origin(runs: Sequence[Run], data: dict[str, Any] | None) -> None:
 def _preview(word: str, meta: dict[str, Any]) -> None:
     """Show the caption in JupyterLab; the report leaves this output out and sets its own."""
     line = f"**{word}** `{meta['label']}`　{meta['caption']}"
-    content = {"text/markdown": line, "text/plain": line}
-    display(content, raw=True, metadata={"vitlib": {"kind": "preview"}})
+    display({"text/markdown": line, "text/plain": line}, raw=True, metadata={"vitlib": {"kind": "preview"}})
 
 
 def _picture(fig: Figure) -> tuple[dict[str, str], dict[str, Any]]:
@@ -286,9 +286,9 @@ def _picture(fig: Figure) -> tuple[dict[str, str], dict[str, Any]]:
     # A hundredth of a point is finer than any printer; longer places only make the file larger.
     places = r' (?:d|x|y)="[^"]*"|translate\([^)]*\)'
     svg = re.sub(places, lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg[svg.index("<svg") :])
-    if len(svg) <= MAX_SVG and not any(axes.images for axes in fig.axes):
+    if (drawn := not any(axes.images for axes in fig.axes)) and len(svg) <= MAX_SVG:
         return {"image/svg+xml": svg}, {}
-    png = _save(fig, "png", dpi=PNG_DPI)
+    png = few_colours(_save(fig, "png", dpi=PNG_DPI)) if drawn else _save(fig, "png", dpi=PNG_DPI)
     # PNG header: width and height are big-endian at bytes 16-24; shown at 96 CSS pixels an inch.
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     size = {"width": round(width * 96 / PNG_DPI), "height": round(height * 96 / PNG_DPI)}

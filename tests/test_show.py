@@ -1,5 +1,7 @@
 """What a notebook shows: captions, remarks on data and runs, pictures and tables as the report needs them."""
 
+import base64
+import io
 import re
 import warnings
 from types import SimpleNamespace as Fake
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from labreport import show
 from vitlib.data import Dataset, TestSet, TrainSet
@@ -86,7 +89,15 @@ def test_a_large_drawing_becomes_png():
     fig, axes = plt.subplots()
     noise = np.random.default_rng(0).random((8, 3000))
     axes.plot(noise.T)
-    assert list(show._picture(fig)[0]) == ["image/png"]
+    bundle, size = show._picture(fig)
+    assert list(bundle) == ["image/png"]
+    full = Image.open(io.BytesIO(show._save(fig, "png", dpi=show.PNG_DPI))).convert("RGB")
+    small = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    assert small.mode == "P" and small.size == full.size  # fewer colours, and no eye tells them apart
+    assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(full, float)).mean() < 2  # of 255
+    assert size["image/png"] == {
+        "width": round(full.width * 96 / show.PNG_DPI), "height": round(full.height * 96 / show.PNG_DPI)
+    }  # fmt: skip
 
 
 def test_the_same_figure_gives_the_same_bytes():
